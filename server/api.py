@@ -1,0 +1,213 @@
+"""The native HTTP routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+
+from server.activation import activate
+from server.catalog import AdapterCard, Catalog, RefusedCard
+from server.errors import AdaptermuxError, TooManyInputs
+from server.jobs import Answer, Engine, Job
+from server.manifest import Manifest
+from server.metrics import Metrics
+from server.schemas import (
+    AdapterClassifyRequest,
+    AdapterEntry,
+    AdapterList,
+    BaseInfo,
+    ClassifyRequest,
+    ClassifyResponse,
+    Health,
+    Output,
+    Prediction,
+    Problem,
+    Score,
+    Timing,
+    Usage,
+)
+from server.tokenizer import Encoded, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the routes work with. Everything in it may be used from any thread."""
+
+    engine: Engine
+    catalog: Catalog
+    tokenizer: Tokenizer
+    metrics: Metrics
+    base: BaseInfo
+    max_inputs: int
+
+
+router = APIRouter(
+    responses={
+        400: {"model": Problem, "description": "The body is not JSON"},
+        422: {"model": Problem, "description": "A field has a wrong value; `errors` names it"},
+    }
+)
+CLASSIFY_RESPONSES: dict[int | str, dict[str, object]] = {
+    404: {"model": Problem, "description": "No such adapter; `detail` names near ones"},
+    409: {"model": Problem, "description": "The adapter was refused when it was loaded; `detail` says why"},
+    500: {"model": Problem, "description": "The forward pass failed"},
+    503: {"model": Problem, "description": "The server is overloaded or stopping; see `Retry-After`"},
+}
+
+
+@router.post("/v1/classify", responses=CLASSIFY_RESPONSES)
+async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
+    """Classify texts with one adapter."""
+    return await _measured(_desk(request), body.adapter_id, body)
+
+
+@router.post("/v1/adapters/{adapter_id}/classify", responses=CLASSIFY_RESPONSES)
+async def classify_with(adapter_id: str, body: AdapterClassifyRequest, request: Request) -> ClassifyResponse:
+    """The same with the adapter in the path, so that a load balancer can route on it."""
+    return await _measured(_desk(request), adapter_id, body)
+
+
+@router.get("/v1/adapters")
+async def list_adapters(request: Request) -> AdapterList:
+    """All adapters of this server, those that were refused included."""
+    return AdapterList(adapters=[_entry(card) for card in _desk(request).catalog.all()])
+
+
+@router.get("/v1/adapters/{adapter_id}", responses={404: CLASSIFY_RESPONSES[404]})
+async def show_adapter(adapter_id: str, request: Request) -> AdapterEntry:
+    """One adapter."""
+    return _entry(_desk(request).catalog.find(adapter_id))
+
+
+@router.get("/v1/base")
+async def show_base(request: Request) -> BaseInfo:
+    """The base model."""
+    return _desk(request).base
+
+
+@router.get("/health/live", responses={503: {"model": Health}})
+async def live(request: Request, response: Response) -> Health:
+    """Whether the engine thread runs; a server that fails this must be restarted."""
+    health = _desk(request).engine.health()
+    response.status_code = 200 if health.alive else 503
+    return Health(status="ok" if health.alive else "failed", waiting=health.num_waiting)
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(request: Request, response: Response) -> Health:
+    """Whether requests are answered. The server listens only once its adapters are loaded."""
+    return await live(request, response)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(generate_latest(_desk(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+async def _measured(desk: Desk, adapter_id: str, body: AdapterClassifyRequest) -> ClassifyResponse:
+    """Answer a request and count it, whatever becomes of it."""
+    began, code, known = time.perf_counter(), "internal_error", ""
+    try:
+        card = desk.catalog.resolve(adapter_id)
+        known = card.adapter_id
+        response = await _classify(desk, card, body)
+        code = "ok"
+        return response
+    except asyncio.CancelledError:
+        code = "cancelled"
+        raise
+    except AdaptermuxError as error:
+        code = error.code
+        raise
+    finally:
+        desk.metrics.request_answered(known, code, time.perf_counter() - began)
+
+
+async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest) -> ClassifyResponse:
+    began = time.perf_counter()
+    encoded = await run_in_threadpool(_tokenize, desk, card.manifest, body)
+    tokenize_s = time.perf_counter() - began
+    jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids) for one in encoded]
+    answers = await _run(desk.engine, jobs)
+    num_tokens = sum(job.num_tokens for job in jobs)
+    queue_ms = max(answer.queue_ms for answer in answers)
+    desk.metrics.texts_classified(len(jobs), num_tokens, tokenize_s, queue_ms / 1e3)
+    return ClassifyResponse(
+        adapter_id=card.adapter_id,
+        version=card.version,
+        method=card.manifest.method,
+        predictions=[_prediction(answer, card.manifest, body.output, body.top_k) for answer in answers],
+        usage=Usage(tokens=num_tokens),
+        timing_ms=Timing(
+            tokenize=round(tokenize_s * 1e3, 3),
+            queue=round(queue_ms, 3),
+            compute=round(max(answer.compute_ms for answer in answers), 3),
+        ),
+    )
+
+
+def _tokenize(desk: Desk, manifest: Manifest, body: AdapterClassifyRequest) -> list[Encoded]:
+    texts = body.texts()
+    if len(texts) > desk.max_inputs:
+        raise TooManyInputs(
+            "inputs", f"`inputs` has {len(texts)} texts, at most {desk.max_inputs} are taken in one request"
+        )
+    return [
+        desk.tokenizer.encode(one.text, one.text_pair, manifest.max_length, body.truncate, field)
+        for field, one in texts
+    ]
+
+
+async def _run(engine: Engine, jobs: list[Job]) -> list[Answer]:
+    """Submit all jobs and wait; if one cannot be queued or fails, the others are dropped where they wait."""
+    futures: list[Future[Answer]] = []
+    try:
+        for job in jobs:
+            futures.append(engine.submit(job))
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _prediction(answer: Answer, manifest: Manifest, output: Output, top_k: int | None) -> Prediction:
+    values = (
+        answer.logits if output == "logits" else activate(answer.logits, manifest.problem_type, manifest.temperature)
+    )
+    ranked = sorted(zip(manifest.labels, values, strict=True), key=lambda pair: -pair[1])
+    scores = [Score(label=label, score=value) for label, value in ranked]
+    return Prediction(label=scores[0].label, score=scores[0].score, scores=scores[:top_k])
+
+
+def _entry(card: AdapterCard | RefusedCard) -> AdapterEntry:
+    if isinstance(card, RefusedCard):
+        return AdapterEntry(adapter_id=card.adapter_id, status="failed", code=card.code, reason=card.reason)
+    manifest = card.manifest
+    measured = manifest.training.metrics if manifest.training else {}
+    return AdapterEntry(
+        adapter_id=card.adapter_id,
+        status="ready",
+        version=card.version,
+        method=manifest.method,
+        labels=list(manifest.labels),
+        problem_type=manifest.problem_type,
+        pooling=manifest.pooling,
+        max_length=manifest.max_length,
+        base=manifest.base_name,
+        resident_bytes=card.resident_bytes,
+        metrics={name: {"value": m.value, "low": m.low, "high": m.high} for name, m in measured.items()} or None,
+        warnings=list(card.warnings),
+    )

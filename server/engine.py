@@ -1,0 +1,123 @@
+"""The engine thread: take jobs, run them, answer them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from server.batching import Waiting, WaitingLine
+from server.errors import EngineStopped, ForwardFailed, ServiceError
+from server.forward import Forward
+from server.jobs import Answer, EngineHealth, Job
+from server.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was made of, for metrics."""
+
+    num_texts: int
+    num_tokens: int
+    num_adapters: int
+    num_methods: int
+    compute_s: float
+    failed: bool
+
+
+class ThreadEngine:
+    """`server.jobs.Engine` on a thread of this process.
+
+    The forward pass belongs to the engine thread. A batch that raises answers all its jobs with the
+    error and the thread goes on; only the end of the thread itself makes the engine unhealthy.
+    on_batch is called on the engine thread after every batch.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        store: Store,
+        max_waiting: int = 4096,
+        max_batch_tokens: int = 8192,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        self._forward = forward
+        self._store = store
+        self._line = WaitingLine(max_waiting, max_batch_tokens)
+        self._on_batch = on_batch
+        self._thread = threading.Thread(target=self._run, name="adaptermux-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> Future[Answer]:
+        waiting = Waiting(job, self._store.acquire(job.adapter_id, job.version))
+        self._line.put(waiting)
+        return waiting.future
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(self._thread.is_alive(), len(self._line))
+
+    def close(self) -> None:
+        self._line.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+        finally:
+            for waiting in self._line.drain():
+                waiting.future.set_exception(EngineStopped("the engine thread has ended; restart the server"))
+
+    def _step(self) -> bool:
+        """Take a batch, run it, answer it. Returns False once there is nothing more to do."""
+        taken = self._line.take()
+        began = time.monotonic()
+        outcome: Sequence[Tensor] | ServiceError = EngineStopped("the engine was stopped within the batch")
+        try:
+            outcome = self._forward.run([(waiting.job, waiting.adapter) for waiting in taken]) if taken else []
+        except Exception as error:
+            outcome = ForwardFailed(
+                f"the forward pass failed: {type(error).__name__}; nothing is wrong with the request"
+            )
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            _answer(taken, outcome, began, time.monotonic())
+        self._report(taken, outcome, time.monotonic() - began)
+        return bool(taken)
+
+    def _report(self, taken: list[Waiting], outcome: object, compute_s: float) -> None:
+        if taken:
+            self._on_batch(
+                BatchReport(
+                    num_texts=len(taken),
+                    num_tokens=sum(waiting.job.num_tokens for waiting in taken),
+                    num_adapters=len({waiting.adapter.key for waiting in taken}),
+                    num_methods=len({waiting.adapter.method.name for waiting in taken}),
+                    compute_s=compute_s,
+                    failed=isinstance(outcome, ServiceError),
+                )
+            )
+
+
+def _answer(taken: list[Waiting], outcome: Sequence[Tensor] | ServiceError, began: float, ended: float) -> None:
+    """Resolve every future exactly once. A text whose logits are not finite fails alone."""
+    for index, waiting in enumerate(taken):
+        if isinstance(outcome, ServiceError):
+            waiting.future.set_exception(outcome)
+            continue
+        logits = tuple(outcome[index].tolist())
+        if all(map(math.isfinite, logits)):
+            waiting.future.set_result(Answer(logits, (began - waiting.since) * 1e3, (ended - began) * 1e3))
+        else:
+            waiting.future.set_exception(
+                ForwardFailed(f"adapter `{waiting.job.adapter_id}` gave logits that are not finite")
+            )

@@ -1,0 +1,49 @@
+"""What the rest of the code must know about an architecture, and nothing else does."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from server.manifest import Pooling
+
+
+class Family(ABC):
+    """One architecture: the names of its linear sites, its own pooling rule and its head.
+
+    A base model is loaded without a head (`AutoModel`), called the backbone here. Under PEFT the
+    backbone sits below `prefix` and the head below `head`, as in the architecture's own
+    `...ForSequenceClassification`; adapter files carry those names.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    """Values of `model_type` in `config.json`."""
+    prefix: ClassVar[str]
+    """Attribute of the classification model that holds the backbone."""
+    head: ClassVar[str]
+    """Attribute of the classification model that holds the head."""
+    head_has_bias: ClassVar[bool]
+    default_pooling: ClassVar[Pooling]
+    is_causal: ClassVar[bool]
+    uses_type_ids: ClassVar[bool]
+    token_sites: ClassVar[re.Pattern[str]]
+    """Linear layers of the backbone that see every token."""
+    pool: ClassVar[str | None] = None
+    """Attribute of the backbone that holds the architecture's own pooling module, if it has weights."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Where LoRA acts by default: query and value (Hu et al. 2022, section 4.2)."""
+    ia3_targets: ClassVar[str]
+    """Regular expression: keys, values and the feed-forward's second layer (Liu et al. 2022, section 3.3)."""
+    ia3_feedforward: ClassVar[str]
+
+    @abstractmethod
+    def native_pool(self, first: Tensor, last: Tensor, pool: nn.Module | None) -> Tensor:
+        """Pool as the architecture's own head does.
+
+        first, last [rows, hidden]: hidden states of the first and the last token of each sequence.
+        Returns [rows, hidden].
+        """

@@ -1,0 +1,32 @@
+"""Llama-type decoders."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from server.families.base import Family
+
+
+class Llama(Family):
+    """Pre-norm decoder with rotary positions and grouped keys; its own head reads the last token."""
+
+    name = "llama"
+    model_types = ("llama",)
+    prefix = "model"
+    head = "score"
+    head_has_bias = False
+    default_pooling = "last"
+    is_causal = True
+    uses_type_ids = False
+    token_sites = re.compile(r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
+    lora_targets = ("q_proj", "v_proj")
+    ia3_targets = r".*\.(k_proj|v_proj|down_proj)"
+    ia3_feedforward = r".*\.down_proj"
+
+    def native_pool(self, first: Tensor, last: Tensor, pool: nn.Module | None) -> Tensor:
+        return last
+
+
+FAMILY = Llama()

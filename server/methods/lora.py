@@ -1,0 +1,117 @@
+"""LoRA: a low-rank update beside a frozen linear layer (Hu et al. 2022, equation 3)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from server.errors import AdapterDamaged, MethodUnsupported
+from server.methods.base import MAX_RANK, Method, Segment, Site
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from server.families import Family
+
+DOWN, UP = "lora_A.weight", "lora_B.weight"
+
+# These start from factors of W0 and change the base weights, which we do not have
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class LoraRow(NamedTuple):
+    """down [rank, d_in], up [d_out, rank]; the scale alpha / rank is folded into `up`."""
+
+    down: Tensor
+    up: Tensor
+
+
+class Lora(Method[LoraRow]):
+    """y += alpha / r * B A x; rsLoRA divides by sqrt(r) instead (Kalajdzievski 2023)."""
+
+    name = "lora"
+    peft_type = "LORA"
+    roles = (DOWN, UP)
+    learning_rate = 5e-3
+    options: ClassVar = {"rank": (8, 1, MAX_RANK), "alpha": (16, 0.001, 65536), "dropout": (0.0, 0.0, 0.9)}
+    inert_fields = frozenset(
+        (
+            "alpha_pattern",
+            "eva_config",
+            "init_lora_weights",
+            "layers_pattern",
+            "layers_to_transform",
+            "lora_alpha",
+            "lora_dropout",
+            "megatron_core",
+            "qalora_group_size",
+            "r",
+            "rank_pattern",
+            "runtime_config",
+            "use_rslora",
+        )
+    )
+
+    def check_config(self, config: Mapping[str, object]) -> None:
+        rest = {**config, "bias": None} if config.get("bias") == "none" else config
+        super().check_config(rest)
+        init = str(config.get("init_lora_weights", True)).lower()
+        if init.startswith(BASE_CHANGING_INITS):
+            raise MethodUnsupported(f"`init_lora_weights: {init}` changes the base weights, which this server shares")
+
+    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+        rank = self._rank(config, site.name)
+        return (rank, site.in_features) if role == DOWN else (site.out_features, rank)
+
+    def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> LoraRow:
+        rank = self._rank(config, site.name)
+        alpha = self._number(config, "alpha_pattern", "lora_alpha", 8, site.name)
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        return LoraRow(tensors[DOWN], tensors[UP].mul_(scale))
+
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LoraRow]]) -> None:
+        for start, stop, (down, up) in segments:
+            low = x[start:stop].to(down.dtype) @ down.mT  # [tokens, rank]
+            y[start:stop] += low @ up.mT  # [tokens, d_out]
+
+    def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="SEQ_CLS",
+            r=int(options["rank"]),
+            lora_alpha=options["alpha"],  # type: ignore[arg-type]
+            lora_dropout=options["dropout"],
+            target_modules=list(family.lora_targets),
+        )
+
+    def _rank(self, config: Mapping[str, object], site: str) -> int:
+        rank = self._number(config, "rank_pattern", "r", 8, site)
+        if rank != int(rank) or not 1 <= rank <= MAX_RANK:
+            raise AdapterDamaged(f"rank of `{site}` is {rank}, it must be a whole number from 1 to {MAX_RANK}")
+        return int(rank)
+
+    def _number(self, config: Mapping[str, object], pattern: str, field: str, default: float, site: str) -> float:
+        """The value of `field` at a site; the first key of `pattern` that ends the site's name wins, as in PEFT."""
+        overrides = config.get(pattern) or {}
+        value = config.get(field, default)
+        if not isinstance(overrides, Mapping):
+            raise AdapterDamaged(f"`{pattern}` in adapter_config.json must be an object")
+        for key, override in overrides.items():
+            try:
+                matched = re.match(rf"(.*\.)?({key})$", site)
+            except re.error as error:
+                raise AdapterDamaged(f"`{pattern}` has the key {key!r}, which is no regular expression") from error
+            if matched:
+                value = override
+                break
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise AdapterDamaged(f"`{field}` of `{site}` is {value!r}, it must be a number")
+        return float(value)
+
+
+METHOD = Lora()

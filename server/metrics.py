@@ -1,0 +1,85 @@
+"""What Prometheus sees. Every metric stands in `docs/operations.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
+OTHER = "other"
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own. prometheus-client makes every call thread-safe.
+
+    The first `top_adapters` adapters get a label of their own, later ones share `other`.
+    """
+
+    def __init__(self, top_adapters: int) -> None:
+        self.registry = CollectorRegistry()
+        self._top = top_adapters
+        self._named: set[str] = set()
+        self._requests = Counter(
+            "adaptermux_requests", "Classification requests answered", ["adapter", "code"], registry=self.registry
+        )
+        self._request_s = Histogram(
+            "adaptermux_request_seconds", "Time of a classification request", ["adapter"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._tokenize_s = self._histogram("adaptermux_tokenize_seconds", "Time to tokenise a request", SECONDS)
+        self._queue_s = self._histogram("adaptermux_queue_seconds", "Longest wait of a request's texts", SECONDS)
+        self._texts = self._counter("adaptermux_texts", "Texts classified")
+        self._tokens = self._counter("adaptermux_tokens", "Tokens classified, special tokens included")
+        self._batch_s = self._histogram("adaptermux_batch_seconds", "Time of a forward pass", SECONDS)
+        self._batch_texts = self._histogram("adaptermux_batch_texts", "Texts in a forward pass", COUNTS)
+        self._batch_tokens = self._histogram("adaptermux_batch_tokens", "Tokens in a forward pass", TOKENS)
+        self._batch_adapters = self._histogram("adaptermux_batch_adapters", "Adapters in a forward pass", COUNTS)
+        self._batch_failures = self._counter("adaptermux_batch_failures", "Forward passes that raised")
+        self._adapters = Gauge("adaptermux_adapters", "Adapters known", ["status"], registry=self.registry)
+        self._resident = Gauge("adaptermux_adapter_resident_bytes", "Memory of loaded adapters", registry=self.registry)
+        self._waiting = Gauge("adaptermux_waiting_texts", "Texts that wait for the engine", registry=self.registry)
+
+    def request_answered(self, adapter_id: str, code: str, seconds: float) -> None:
+        """Count a request; adapter_id is the id of a known adapter, or empty."""
+        label = self._label(adapter_id)
+        self._requests.labels(label, code).inc()
+        self._request_s.labels(label).observe(seconds)
+
+    def texts_classified(self, num_texts: int, num_tokens: int, tokenize_s: float, queue_s: float) -> None:
+        self._texts.inc(num_texts)
+        self._tokens.inc(num_tokens)
+        self._tokenize_s.observe(tokenize_s)
+        self._queue_s.observe(queue_s)
+
+    def batch_run(self, num_texts: int, num_tokens: int, num_adapters: int, seconds: float, failed: bool) -> None:
+        self._batch_s.observe(seconds)
+        self._batch_texts.observe(num_texts)
+        self._batch_tokens.observe(num_tokens)
+        self._batch_adapters.observe(num_adapters)
+        self._batch_failures.inc(1 if failed else 0)
+
+    def adapters_known(self, num_ready: int, num_failed: int, resident_bytes: int) -> None:
+        self._adapters.labels("ready").set(num_ready)
+        self._adapters.labels("failed").set(num_failed)
+        self._resident.set(resident_bytes)
+
+    def watch_waiting(self, read: Callable[[], float]) -> None:
+        """Read the queue length at every scrape."""
+        self._waiting.set_function(read)
+
+    def _label(self, adapter_id: str) -> str:
+        if adapter_id in self._named:
+            return adapter_id
+        if adapter_id and len(self._named) < self._top:
+            self._named.add(adapter_id)
+            return adapter_id
+        return OTHER
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,213 @@
+"""The bodies of the native HTTP routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from server.errors import InvalidInput
+
+
+class TextInput(BaseModel):
+    """A text, or a pair of texts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: Annotated[str, Field(min_length=1)]
+    text_pair: str | None = None
+
+
+Output = Literal["probabilities", "logits"]
+
+
+class AdapterClassifyRequest(BaseModel):
+    """Texts for the adapter that the path names."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"inputs": ["Cuff fits well, readings match the clinic."], "top_k": 2}]},
+    )
+
+    inputs: str | TextInput | list[str | TextInput]
+    """One text, one pair `{"text", "text_pair"}`, or a list of these."""
+    top_k: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Keep only the best k scores of each prediction; null keeps all."""
+    output: Output = "probabilities"
+    """`probabilities` applies the adapter's own activation; `logits` gives the raw logits."""
+    truncate: Annotated[bool, Field(strict=True)] = False
+    """Cut texts that are longer than the adapter takes; otherwise they are refused."""
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _inputs_are_texts(cls, value: object) -> object:
+        """Check by hand, so that an error names the one input that is wrong rather than every union branch."""
+        try:
+            if isinstance(value, list):
+                if not value:
+                    raise InvalidInput("inputs", "`inputs` is an empty list; send at least one text")
+                return [_check_input(f"inputs[{index}]", one) for index, one in enumerate(value)]
+            return _check_input("inputs", value)
+        except InvalidInput as error:
+            raise PydanticCustomError(
+                "invalid_input", "{message}", {"message": str(error), "field": error.field}
+            ) from error
+
+    def texts(self) -> list[tuple[str, TextInput]]:
+        """Every input with the path of its text in the request."""
+        many = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        found = []
+        for index, one in enumerate(many):
+            path = f"inputs[{index}]" if isinstance(self.inputs, list) else "inputs"
+            found.append((path, TextInput(text=one)) if isinstance(one, str) else (f"{path}.text", one))
+        return found
+
+
+class ClassifyRequest(AdapterClassifyRequest):
+    """Texts and the adapter that shall classify them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"adapter_id": "device-reviews", "inputs": ["Cuff fits well, readings match the clinic."]}]
+        }
+    )
+
+    adapter_id: Annotated[str, Field(min_length=1)]
+    """Name of the adapter, as `GET /v1/adapters` lists it."""
+
+
+class Score(BaseModel):
+    label: str
+    score: float
+
+
+class Prediction(BaseModel):
+    """The best label and all scores, from high to low."""
+
+    label: str
+    score: float
+    scores: list[Score]
+
+
+class Usage(BaseModel):
+    tokens: int
+
+
+class Timing(BaseModel):
+    """Where the time went. queue and compute: the largest over the inputs."""
+
+    tokenize: float
+    queue: float
+    compute: float
+
+
+class ClassifyResponse(BaseModel):
+    """Predictions in the order of the inputs."""
+
+    adapter_id: str
+    version: str
+    method: str
+    predictions: list[Prediction]
+    usage: Usage
+    timing_ms: Timing
+
+
+class AdapterEntry(BaseModel):
+    """An adapter as listed: `ready`, or `failed` with the reason."""
+
+    adapter_id: str
+    status: Literal["ready", "failed"]
+    version: str | None = None
+    method: str | None = None
+    labels: list[str] | None = None
+    problem_type: str | None = None
+    pooling: str | None = None
+    max_length: int | None = None
+    base: str | None = None
+    resident_bytes: int | None = None
+    metrics: dict[str, dict[str, float]] | None = None
+    warnings: list[str] = []
+    code: str | None = None
+    reason: str | None = None
+
+
+class AdapterList(BaseModel):
+    adapters: list[AdapterEntry]
+
+
+class BaseInfo(BaseModel):
+    """The base model that this server holds."""
+
+    name: str
+    family: str
+    fingerprint: str
+    dtype: str
+    device: str
+    hidden_size: int
+    max_length: int
+
+
+class Health(BaseModel):
+    status: Literal["ok", "failed"]
+    waiting: int
+
+
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldProblem] | None = None
+
+
+def _check_input(path: str, value: object) -> object:
+    if isinstance(value, str):
+        _check_text(path, value)
+        return value
+    if not isinstance(value, dict):
+        raise InvalidInput(path, f'`{path}` must be a text or {{"text": ..., "text_pair": ...}}, not {_kind(value)}')
+    unknown = sorted(str(key) for key in set(value) - {"text", "text_pair"})
+    if unknown:
+        raise InvalidInput(path, f"`{path}` has the unknown field `{unknown[0]}`; allowed: text, text_pair")
+    if "text" not in value:
+        raise InvalidInput(f"{path}.text", f"`{path}.text` is missing")
+    for name in ("text", "text_pair"):
+        part = value.get(name)
+        if isinstance(part, str):
+            _check_text(f"{path}.{name}", part)
+        elif name == "text" or part is not None:
+            raise InvalidInput(f"{path}.{name}", f"`{path}.{name}` must be a text, not {_kind(part)}")
+    return value
+
+
+def _check_text(path: str, text: str) -> None:
+    if not text.strip():
+        raise InvalidInput(path, f"`{path}` is an empty text; send at least one character that is not a space")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            path, f"`{path}` holds half a surrogate pair at position {error.start}, which is no character"
+        ) from error
+
+
+def _kind(value: object) -> str:
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)

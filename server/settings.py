@@ -1,0 +1,80 @@
+"""Everything the server can be told: one class, whose docstrings are the help texts.
+
+A setting comes from its flag (`--max-batch-tokens`), else from its environment variable
+(`ADAPTERMUX_MAX_BATCH_TOKENS`), else from its default. Nothing else in the server reads the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "ADAPTERMUX_"
+
+
+class Settings(BaseModel):
+    """Settings of `adaptermux-serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    adapters: Path
+    """Folder whose sub-folders are the adapters, each served under its folder's name."""
+    base: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Base model: a folder or a hub id."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the base model; auto takes bfloat16 where the hardware multiplies it."""
+    threads: int = Field(0, ge=0)
+    """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
+    max_inputs: int = Field(256, ge=1, le=100_000)
+    """Most texts in one request."""
+    max_batch_tokens: int = Field(8192, ge=1)
+    """Most tokens in one forward pass; a single longer text still runs, alone."""
+    max_waiting: int = Field(4096, ge=1)
+    """Most texts that may wait for the engine; beyond it requests are answered 503."""
+    metrics_top_adapters: int = Field(100, ge=0)
+    """Adapters that get a metric label of their own; the others share `other`."""
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser one flag for every setting."""
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.default}"
+        parser.add_argument(flag_of(name), metavar="X", default=None, help=f"{field.description} ({default})")
+
+
+def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
+    """Join flags and environment; raises SettingsError naming the flag or variable that is wrong."""
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in Settings.model_fields}
+    values: dict[str, str] = {}
+    for variable, value in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            if variable not in known:
+                near = difflib.get_close_matches(variable, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known))
+                raise SettingsError(f"environment variable {variable} is no setting; {hint}")
+            values[known[variable]] = value
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        given = f", not {first['input']!r}" if first["type"] != "missing" else ""
+        raise SettingsError(f"{flag_of(name)}: {first['msg']}{given}") from error

@@ -1,0 +1,308 @@
+"""What is refused when an adapter folder is read, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from server import adapter_folder, manifest
+from server.base_model import BaseModel
+from server.errors import (
+    AdapterDamaged,
+    AdapterMismatch,
+    AdapterRefused,
+    MethodUnsupported,
+    PathEscape,
+    PickleRefused,
+)
+from server.manifest import Manifest
+from server.store import Store
+from tests.seeded import make_adapter, make_base
+
+WEIGHTS, CONFIG = adapter_folder.WEIGHTS_FILE, adapter_folder.CONFIG_FILE
+
+
+def add_manifest(folder: Path, base: BaseModel, **changes: Any) -> None:
+    """Turn a PEFT folder into one of ours."""
+    config = json.loads((folder / CONFIG).read_text())
+    head = load_file(folder / WEIGHTS)[f"base_model.model.{base.family.head}.weight"]
+    facts = {
+        "method": config["peft_type"].lower(),
+        "labels": tuple(f"label{index}" for index in range(len(head))),
+        "problem_type": "single_label",
+        "max_length": 512,
+        "pooling": "native",
+        "temperature": 1.0,
+        "base_name": base.names[0],
+        "base_fingerprint": base.fingerprint,
+        "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+    }
+    manifest.write(Manifest(**(facts | changes)), folder)
+
+
+@pytest.fixture(scope="module")
+def template(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template") / "good"
+    make_adapter(folder, bert_base.folder, LoraConfig(task_type="SEQ_CLS", r=4), 3, seed=0)
+    return folder
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path / "root" / "good")
+    return tmp_path / "root"
+
+
+def edit_config(root: Path, **changes: Any) -> None:
+    path = root / "good" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(root: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = root / "good" / WEIGHTS
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refused(root: Path, base: BaseModel, kind: type[AdapterRefused], *words: str) -> None:
+    with pytest.raises(kind) as caught:
+        adapter_folder.read(root, "good", base)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_foreign_folder_takes_native_pooling_and_numbered_labels(root: Path, bert_base: BaseModel) -> None:
+    folder = adapter_folder.read(root, "good", bert_base)
+    assert folder.manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert folder.manifest.pooling == "native"
+    assert any("adapter.json" in warning for warning in folder.warnings)
+
+
+def test_a_folder_with_a_manifest_has_no_warnings(root: Path, bert_base: BaseModel) -> None:
+    add_manifest(root / "good", bert_base)
+    folder = adapter_folder.read(root, "good", bert_base)
+    assert folder.warnings == ()
+    assert folder.manifest.labels == ("label0", "label1", "label2")
+
+
+def test_the_version_follows_the_content(root: Path, bert_base: BaseModel) -> None:
+    first = adapter_folder.read(root, "good", bert_base).version
+    assert re.fullmatch(r"[0-9a-f]{12}", first)
+    assert adapter_folder.read(root, "good", bert_base).version == first
+    add_manifest(root / "good", bert_base)
+    assert adapter_folder.read(root, "good", bert_base).version != first
+
+
+def test_resident_bytes_stay_within_a_tenth_of_the_file(root: Path, bert_base: BaseModel) -> None:
+    loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+    tensors = sum(tensor.nbytes for tensor in load_file(root / "good" / WEIGHTS).values())
+    assert loaded.resident_bytes == tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_read(root: Path, bert_base: BaseModel, dtype: torch.dtype) -> None:
+    edit_weights(root, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
+    loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+    assert loaded.head_weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_missing_file_is_named(root: Path, bert_base: BaseModel, file: str) -> None:
+    (root / "good" / file).unlink()
+    refused(root, bert_base, AdapterDamaged, file, "missing")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_cut_weights_file_is_damaged(root: Path, bert_base: BaseModel, keep: int) -> None:
+    path = root / "good" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(root, bert_base, AdapterDamaged, WEIGHTS)
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_damaged(root: Path, bert_base: BaseModel) -> None:
+    header = b'{"x":{"dtype":"F32","shape":[1000000000,1000],"data_offsets":[0,4000000000000]}}'
+    (root / "good" / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(root, bert_base, AdapterDamaged, WEIGHTS)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": ' * 2000])
+def test_a_config_that_is_no_object_is_damaged(root: Path, bert_base: BaseModel, text: str) -> None:
+    (root / "good" / CONFIG).write_text(text)
+    refused(root, bert_base, AdapterRefused, "")
+
+
+def test_a_pickle_is_refused_by_name(root: Path, bert_base: BaseModel) -> None:
+    (root / "good" / WEIGHTS).rename(root / "good" / "adapter_model.bin")
+    refused(root, bert_base, PickleRefused, "adapter_model.bin", "pickle")
+
+
+def test_links_out_of_the_root_are_refused(root: Path, bert_base: BaseModel, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    (root / "good" / WEIGHTS).rename(outside)
+    (root / "good" / WEIGHTS).symlink_to(outside)
+    refused(root, bert_base, PathEscape, "root")
+
+
+def test_a_folder_link_out_of_the_root_is_refused(root: Path, bert_base: BaseModel, tmp_path: Path) -> None:
+    shutil.move(root / "good", tmp_path / "elsewhere")
+    (root / "good").symlink_to(tmp_path / "elsewhere")
+    refused(root, bert_base, PathEscape, "root")
+
+
+def test_a_loop_of_links_is_refused(root: Path, bert_base: BaseModel) -> None:
+    (root / "good" / CONFIG).unlink()
+    (root / "good" / CONFIG).symlink_to(root / "good" / CONFIG)
+    refused(root, bert_base, AdapterRefused, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["../good", "..", ".hidden", "a/b", "a\x00b", "", "x" * 129, "é"])
+def test_names_that_could_leave_the_root_are_refused(root: Path, bert_base: BaseModel, name: str) -> None:
+    with pytest.raises(PathEscape):
+        adapter_folder.read(root, name, bert_base)
+
+
+@pytest.mark.parametrize("peft_type", ["VERA", "PROMPT_TUNING", None, 3])
+def test_unsupported_methods_are_named_with_the_list(root: Path, bert_base: BaseModel, peft_type: object) -> None:
+    edit_config(root, peft_type=peft_type)
+    refused(root, bert_base, MethodUnsupported, repr(peft_type), "LORA", "IA3")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 1]]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("target_parameters", ["x"]),
+        ("an_option_of_next_year", 1),
+    ],
+)
+def test_options_that_change_the_result_are_refused_by_name(
+    root: Path, bert_base: BaseModel, field: str, value: object
+) -> None:
+    edit_config(root, **{field: value})
+    refused(root, bert_base, MethodUnsupported, field)
+
+
+def test_another_task_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_config(root, task_type="CAUSAL_LM")
+    refused(root, bert_base, MethodUnsupported, "CAUSAL_LM")
+
+
+@pytest.mark.parametrize("rank", [0, -1, 5, 10**9, 2.5, "8", None, True])
+def test_a_rank_that_does_not_fit_the_tensors_is_refused(root: Path, bert_base: BaseModel, rank: object) -> None:
+    edit_config(root, r=rank)
+    refused(root, bert_base, AdapterRefused, "")
+
+
+def test_a_bad_pattern_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_config(root, rank_pattern={"(": 4})
+    refused(root, bert_base, AdapterDamaged, "rank_pattern")
+
+
+def test_a_scale_that_overflows_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_config(root, lora_alpha=1e300)
+    with pytest.raises(AdapterDamaged, match="overflow"):
+        Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(root: Path, bert_base: BaseModel, value: float) -> None:
+    edit_weights(root, lambda t: t.update({"base_model.model.classifier.bias": torch.full((3,), value)}))
+    refused(root, bert_base, AdapterDamaged, "classifier.bias", "finite")
+
+
+def test_a_tensor_of_the_wrong_type_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_weights(root, lambda t: t.update({"base_model.model.classifier.bias": torch.zeros(3, dtype=torch.int64)}))
+    refused(root, bert_base, AdapterDamaged, "int64")
+
+
+def test_a_tensor_that_belongs_nowhere_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_weights(root, lambda t: t.update({"base_model.model.bert.embeddings.word_embeddings.weight": torch.zeros(2)}))
+    refused(root, bert_base, AdapterDamaged, "word_embeddings")
+
+
+def test_half_a_pair_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_weights(root, lambda t: t.pop(next(key for key in t if "lora_A" in key)) is None)
+    refused(root, bert_base, AdapterDamaged, "lora_A")
+
+
+def test_a_file_without_a_head_is_refused(root: Path, bert_base: BaseModel) -> None:
+    edit_weights(root, lambda t: [t.pop(key) for key in list(t) if "classifier" in key] and None)
+    refused(root, bert_base, AdapterDamaged, "head")
+
+
+def test_an_adapter_of_a_wider_base_is_a_mismatch(bert_base: BaseModel, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "tiny-bert", "bert", hidden_size=64)
+    make_adapter(tmp_path / "root" / "good", other, LoraConfig(task_type="SEQ_CLS", r=4), 3, seed=0)
+    refused(tmp_path / "root", bert_base, AdapterMismatch, "tiny-bert")
+
+
+def test_an_adapter_of_another_architecture_is_refused(
+    bert_base: BaseModel, base_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    make_adapter(tmp_path / "root" / "good", base_folders["llama"], LoraConfig(task_type="SEQ_CLS"), 3, seed=0)
+    refused(tmp_path / "root", bert_base, AdapterRefused, "")
+
+
+def test_a_foreign_folder_that_names_another_base_is_a_mismatch(root: Path, bert_base: BaseModel) -> None:
+    edit_config(root, base_model_name_or_path="bert-base-uncased")
+    refused(root, bert_base, AdapterMismatch, "bert-base-uncased")
+
+
+def test_a_foreign_folder_with_an_unknown_local_base_is_served_with_a_warning(root: Path, bert_base: BaseModel) -> None:
+    edit_config(root, base_model_name_or_path="/home/someone/model")
+    assert any("/home/someone/model" in warning for warning in adapter_folder.read(root, "good", bert_base).warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "word"),
+    [
+        ({"base_fingerprint": "0" * 64}, AdapterMismatch, "retrain"),
+        ({"weights_sha256": "0" * 64}, AdapterDamaged, "sha256"),
+        ({"labels": ("a", "b")}, AdapterDamaged, "labels"),
+        ({"labels": ("a", "b", "a")}, AdapterDamaged, "labels"),
+        ({"method": "ia3"}, AdapterDamaged, "ia3"),
+        ({"pooling": "max"}, AdapterDamaged, "pooling"),
+        ({"max_length": 513}, AdapterMismatch, "max_length"),
+        ({"max_length": 0}, AdapterDamaged, "max_length"),
+        ({"temperature": -1.0}, AdapterDamaged, "temperature"),
+        ({"problem_type": "ranking"}, AdapterDamaged, "problem_type"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    root: Path, bert_base: BaseModel, changes: dict[str, Any], kind: type[AdapterRefused], word: str
+) -> None:
+    add_manifest(root / "good", bert_base, **changes)
+    refused(root, bert_base, kind, word)
+
+
+def test_native_pooling_needs_the_base_to_have_it(root: Path, bert_base: BaseModel, tmp_path: Path) -> None:
+    bare = tmp_path / "tiny-bert"
+    shutil.copytree(bert_base.folder, bare)
+    tensors = load_file(bare / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "pooler" not in k}, bare / "model.safetensors", {"format": "pt"})
+    from server.forward import load_base
+
+    refused(root, load_base(str(bare), "cpu", "float32"), AdapterMismatch, "pooling")
+
+
+def test_hidden_folders_and_files_are_not_scanned(root: Path) -> None:
+    (root / ".writing").mkdir()
+    (root / "notes.txt").touch()
+    os.mkdir(root / "empty")
+    assert adapter_folder.scan(root) == ["empty", "good"]

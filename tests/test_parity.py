@@ -1,0 +1,94 @@
+"""The server's mixed batch against plain peft, one text at a time."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server import adapter_folder
+from server.base_model import BaseModel
+from server.forward import Forward
+from server.store import Store
+from tests.seeded import MAX_LENGTH, VOCABULARY, Peer, make_adapter, peft_configs
+
+TOLERANCE = 1e-5
+
+
+def _tokens(length: int, seed: int) -> list[int]:
+    return torch.randint(5, VOCABULARY - 3, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _assert_close(ours: torch.Tensor, oracle: torch.Tensor) -> None:
+    assert ours.shape == oracle.shape
+    torch.testing.assert_close(ours, oracle, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_adapters_answer_differently(peers: list[Peer]) -> None:
+    """Otherwise a wrong adapter would go unnoticed below."""
+    two_labels = [peer for peer in peers if peer.loaded.head_weight.shape[0] == 2]
+    first, second = (peer.logits(_tokens(12, 0)) for peer in two_labels[:2])
+    assert (first - second).abs().max() > 0.1
+
+
+def test_every_adapter_of_a_mixed_batch_equals_plain_peft(forward: Forward, peers: list[Peer]) -> None:
+    lengths = (1, 2, 17, 64, 200, 511, MAX_LENGTH)
+    texts = [(peer, _tokens(length, 31 * i + length)) for i, peer in enumerate(peers) for length in lengths]
+    answers = forward.run([peer.job(tokens) for peer, tokens in texts])
+    for (peer, tokens), answer in zip(texts, answers, strict=True):
+        _assert_close(answer, peer.logits(tokens))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_mixes_equal_plain_peft(forward: Forward, peers: list[Peer], data: st.DataObject) -> None:
+    one = st.tuples(st.integers(0, len(peers) - 1), st.integers(1, 60) | st.integers(1, MAX_LENGTH), st.integers(0, 99))
+    drawn = data.draw(st.lists(one, min_size=1, max_size=12))
+    texts = [(peers[index], _tokens(length, seed)) for index, length, seed in drawn]
+    answers = forward.run([peer.job(tokens) for peer, tokens in texts])
+    for (peer, tokens), answer in zip(texts, answers, strict=True):
+        _assert_close(answer, peer.logits(tokens))
+
+
+def test_a_row_is_the_same_alone_and_in_a_crowd(forward: Forward, peers: list[Peer]) -> None:
+    texts = [(peers[i % len(peers)], _tokens(1 + 7 * i % 90, i)) for i in range(60)]
+    crowd = forward.run([peer.job(tokens) for peer, tokens in texts])
+    for (peer, tokens), answer in zip(texts, crowd, strict=True):
+        _assert_close(answer, forward.run([peer.job(tokens)])[0])
+
+
+def test_the_order_of_a_batch_does_not_matter(forward: Forward, peers: list[Peer]) -> None:
+    work = [peers[i % len(peers)].job(_tokens(5 + i, i)) for i in range(20)]
+    straight, reverse = forward.run(work), forward.run(work[::-1])
+    for answer, other in zip(straight, reverse[::-1], strict=True):
+        _assert_close(answer, other)
+
+
+def test_own_poolings_equal_the_training_model(
+    model_type: str, base: BaseModel, forward: Forward, tmp_path_factory
+) -> None:  # type: ignore[no-untyped-def]
+    """mean, cls and last in one batch, against the model class that trains them."""
+    from tests.test_adapter_folder import add_manifest
+
+    root, store, work, oracles = tmp_path_factory.mktemp("pooled"), Store(base), [], []
+    for index, pooling in enumerate(("mean", "cls", "last", "native")):
+        config = peft_configs(model_type)["lora-qv" if index % 2 else "ia3-paper"]
+        oracle = make_adapter(root / pooling, base.folder, config, 3, seed=index, pooling=pooling)
+        add_manifest(root / pooling, base, pooling=pooling)
+        peer = Peer(store.load(adapter_folder.read(root, pooling, base)), oracle)
+        for length in (1, 9, 130):
+            work.append(peer.job(_tokens(length, length)))
+            oracles.append(peer.logits(_tokens(length, length)))
+    for answer, oracle_answer in zip(forward.run(work), oracles, strict=True):
+        _assert_close(answer, oracle_answer)
+
+
+def test_bfloat16_stays_near_float32(model_type: str, base: BaseModel, peers: list[Peer]) -> None:
+    from server.forward import load_base
+
+    rough = Forward(load_base(str(base.folder), "cpu", "bfloat16"))
+    work = [peer.job(_tokens(20, i)) for i, peer in enumerate(peers)]
+    for answer, (_, adapter), peer in zip(rough.run(work), work, peers, strict=True):
+        exact = peer.logits(_tokens(20, peers.index(peer)))
+        assert adapter.head_weight.dtype == torch.float32
+        assert (answer - exact).abs().max() < 0.05 * exact.abs().max() + 0.1

@@ -1,0 +1,89 @@
+"""The model that an adapter is trained on: a frozen backbone with a head, laid out as PEFT expects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from server.base_model import family_of_folder, locate
+from server.families import Family
+from server.manifest import Pooling
+
+
+class PooledClassifier(PreTrainedModel):
+    """Backbone, pooling over its last hidden states, linear head.
+
+    Backbone and head have the names they have in the architecture's own `...ForSequenceClassification`,
+    so that adapters saved from either have the same tensor names. Use `PooledClassifier.load`.
+    """
+
+    family: Family
+    pooling: Pooling
+
+    @staticmethod
+    def load(base: str, num_labels: int, pooling: Pooling) -> PreTrainedModel:
+        """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class."""
+        _, folder = locate(base)
+        if pooling == "native":
+            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels)
+            return native
+        family = family_of_folder(folder)
+        model: PreTrainedModel = _class_for(family, pooling).from_pretrained(folder, num_labels=num_labels)
+        return model
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        setattr(self, self.family.prefix, AutoModel.from_config(config))
+        self.dropout = nn.Dropout(0.1)
+        head = nn.Linear(config.hidden_size, config.num_labels, bias=self.family.head_has_bias)
+        setattr(self, self.family.head, head)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **inputs: Any,
+    ) -> SequenceClassifierOutput:
+        """input_ids, attention_mask [texts, tokens], padded on the right; logits [texts, labels]."""
+        backbone, head = getattr(self, self.family.prefix), getattr(self, self.family.head)
+        if attention_mask is None:
+            assert input_ids is not None, "either input_ids or attention_mask is needed"
+            attention_mask = torch.ones_like(input_ids)
+        output = backbone(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **inputs)
+        pooled = _pool(output.last_hidden_state, attention_mask, self.pooling)  # [texts, hidden]
+        logits = head(self.dropout(pooled))
+        loss = cross_entropy(logits.float(), labels) if labels is not None else None
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def _pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """One row per text from hidden [texts, tokens, hidden]."""
+    mask = attention_mask[:, -hidden.shape[1] :]
+    if pooling == "mean":
+        weights = mask[..., None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    if pooling == "cls":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+
+def _class_for(family: Family, pooling: Pooling) -> type[PooledClassifier]:
+    """A subclass for one family: `from_pretrained` reads its settings from the class."""
+    config_class = AutoConfig.for_model(family.model_types[0]).__class__
+    attributes = {
+        "family": family,
+        "pooling": pooling,
+        "base_model_prefix": family.prefix,
+        "config_class": config_class,
+        "_supports_sdpa": True,
+    }
+    return type(f"Pooled{family.name.title()}", (PooledClassifier,), attributes)

@@ -1,0 +1,86 @@
+"""How one adapter is trained: everything that can change the result, beside data and seed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import RecipeError
+from server.manifest import Pooling
+from server.methods import Method
+
+# About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
+SAMPLES = 6000
+MIN_EPOCHS, MAX_EPOCHS = 3, 20
+
+
+class Recipe(BaseModel):
+    """Settings of a training run; null takes the default of the method, the family or the data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    options: dict[str, float] = Field(default_factory=dict)
+    """The method's own options, such as {"rank": 8, "alpha": 16} for LoRA."""
+    learning_rate: float | None = Field(None, gt=0)
+    """For the adapter; null takes the method's own."""
+    head_learning_rate: float = Field(1e-2, gt=0)
+    """For the classification head."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows; null aims at 6,000 samples, within 3 to 20 passes."""
+    batch_size: int = Field(32, ge=1)
+    weight_decay: float | None = Field(None, ge=0)
+    """For the adapter; null takes the method's own."""
+    warmup: float = Field(0.06, ge=0, lt=1)
+    """Share of the steps over which the learning rates rise; they fall linearly to 0 afterwards."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int | None = Field(None, ge=2)
+    """Tokens a text is cut to; null takes what the base model can read."""
+    pooling: Pooling | None = None
+    """null takes the family's default: mean for encoders, last for decoders."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto computes in bfloat16 where the hardware multiplies it."""
+
+    def completed(self, method: Method[Any], num_rows: int) -> Recipe:
+        """The recipe with the method's and the data's defaults filled in. Raises RecipeError."""
+        return self.model_copy(
+            update={
+                "options": self._options(method),
+                "learning_rate": self.learning_rate or method.learning_rate,
+                "weight_decay": method.weight_decay if self.weight_decay is None else self.weight_decay,
+                "epochs": self.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(SAMPLES / num_rows))),
+            }
+        )
+
+    def _options(self, method: Method[Any]) -> dict[str, float]:
+        unknown = sorted(set(self.options) - set(method.options))
+        if unknown:
+            known = ", ".join(method.options) or "none"
+            raise RecipeError(f"option `{unknown[0]}` is unknown to method {method.name}; its options: {known}")
+        options = {name: default for name, (default, _, _) in method.options.items()} | self.options
+        for name, value in options.items():
+            _, low, high = method.options[name]
+            if not low <= value <= high:
+                raise RecipeError(f"option `{name}` is {value}, it must lie between {low} and {high}")
+        return options
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a TOML or JSON file; raises RecipeError naming the field that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return Recipe.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+        hint = f"; did you mean `{near[0]}`?" if first["type"] == "extra_forbidden" and near else ""
+        raise RecipeError(f"recipe `{path}`: `{name}`: {first['msg']}{hint}") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
