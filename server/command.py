@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
 from server import __version__
-from server.errors import AdaptermuxError, SettingsError
+from server.errors import AdaptermuxError, CannotListen, SettingsError
 from server.settings import Settings, add_flags, read_settings
+
+BACKLOG = 2048
 
 EXAMPLE = """example:
   adaptermux-serve --adapters ./adapters --port 8000
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    listener = _bind(settings.host, settings.port)  # before the model is loaded: a taken port is told at once
+
     import signal
 
     import uvicorn
@@ -49,21 +54,27 @@ def _serve(settings: Settings) -> int:
     from server.app import create_app
     from server.service import Service
 
-    with Service(settings) as service:
-        config = uvicorn.Config(
-            create_app(service.desk),
-            settings.host,
-            settings.port,
-            access_log=False,
-            log_level="warning",
-            lifespan="off",
-        )
-        listener = config.bind_socket()
+    with listener, Service(settings) as service:
+        listener.listen(BACKLOG)
         host, port = listener.getsockname()[:2]
         logs.event("server_started", url=f"http://{host}:{port}", adapters=len(service.catalog.all()))
         # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        config = uvicorn.Config(create_app(service.desk), access_log=False, log_level="warning", lifespan="off")
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
     logs.event("server_stopped")
     return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotListen(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or --host"
+        ) from error
+    return listener

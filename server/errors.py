@@ -2,6 +2,7 @@
 
     AdaptermuxError
     ├── SettingsError              the command line or the environment is wrong
+    ├── CannotListen               the address is taken or not ours
     ├── DataError                  a data set cannot be read
     ├── RecipeError                a training recipe is wrong
     ├── BaseModelError             the base model cannot be loaded
@@ -41,6 +42,10 @@ class AdaptermuxError(Exception):
 
 class SettingsError(AdaptermuxError):
     code = "settings_error"
+
+
+class CannotListen(AdaptermuxError):
+    code = "cannot_listen"
 
 
 class DataError(AdaptermuxError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,12 @@ def train(run: Run) -> Outcome:
     model, pooling = _make_model(run, recipe, method, family, len(splits.labels))
     tokenizer = Tokenizer(folder)
     sets = {name: _Texts(rows, splits.labels, tokenizer, max_length) for name, rows in _by_name(splits).items()}
-    trainer = _make_trainer(run, recipe, model, family, sets)
-
-    began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.work)) if _has_checkpoint(run.work) else None)
-    train_s = time.perf_counter() - began
-    measured, temperature = _measure(trainer, sets, splits)
+    with TemporaryDirectory() as scratch:
+        trainer = _make_trainer(run, recipe, model, family, sets, run.work or Path(scratch))
+        began = time.perf_counter()
+        trainer.train(resume_from_checkpoint=_last_checkpoint(run.work))
+        train_s = time.perf_counter() - began
+        measured, temperature = _measure(trainer, sets, splits)
     facts = TrainingFacts(
         data_set=splits.name,
         num_train_rows=len(splits.train),
@@ -143,11 +144,13 @@ def _make_model(
     return model, pooling
 
 
-def _make_trainer(run: Run, recipe: Recipe, model: PeftModel, family: Family, sets: Mapping[str, _Texts]) -> Trainer:
+def _make_trainer(
+    run: Run, recipe: Recipe, model: PeftModel, family: Family, sets: Mapping[str, _Texts], folder: Path
+) -> Trainer:
     device = base_model.choose_device("auto")
     bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and base_model.has_bfloat16(device))
     arguments = TrainingArguments(
-        output_dir=str(run.work or run.output.with_name(f".{run.output.name}.unused")),
+        output_dir=str(folder),
         num_train_epochs=recipe.epochs or 0,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=EVALUATION_BATCH,
@@ -224,8 +227,8 @@ def _by_name(splits: Splits) -> dict[str, list[Row]]:
     return {"train": splits.train, "validation": splits.validation, "test": splits.test}
 
 
-def _has_checkpoint(work: Path | None) -> bool:
-    return work is not None and work.is_dir() and get_last_checkpoint(str(work)) is not None
+def _last_checkpoint(work: Path | None) -> str | None:
+    return get_last_checkpoint(str(work)) if work is not None and work.is_dir() else None
 
 
 class _Texts(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,0 +1,210 @@
+"""The engine answers every job exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from server import adapter_folder
+from server.base_model import BaseModel
+from server.engine import BatchReport, ThreadEngine
+from server.errors import AdapterNotFound, EngineStopped, ForwardFailed, Overloaded
+from server.forward import Forward, Work
+from server.jobs import Job
+from server.store import Store
+from tests.seeded import make_adapter, peft_configs
+
+WAIT_S = 10
+
+
+@pytest.fixture(scope="module")
+def loaded(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Job]:
+    root, store = tmp_path_factory.mktemp("engine"), Store(bert_base)
+    make_adapter(root / "a", bert_base.folder, peft_configs("bert")["lora-qv"], 3, seed=0)
+    folder = adapter_folder.read(root, "a", bert_base)
+    store.load(folder)
+    return store, Job("a", folder.version, (2, 40, 41, 3), (0, 0, 0, 0))
+
+
+class Gate(Forward):
+    """The real forward pass, which waits at a gate, and may be told to fail or to answer badly."""
+
+    def __init__(self, base: BaseModel) -> None:
+        super().__init__(base)
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.error: BaseException | None = None
+        self.spoil_row: int | None = None
+        self.sizes: list[int] = []
+
+    def run(self, work: Sequence[Work]) -> list[Tensor]:
+        self.sizes.append(len(work))
+        self.entered.set()
+        assert self.open.wait(WAIT_S)
+        if self.error is not None:
+            raise self.error
+        answers = super().run(work)
+        if self.spoil_row is not None:
+            answers[self.spoil_row] = torch.full_like(answers[self.spoil_row], math.nan)
+        return answers
+
+
+@pytest.fixture
+def gate(bert_base: BaseModel) -> Iterator[Gate]:
+    """A gate on a base of its own: hooks of other tests must not stay on it."""
+    from server.forward import load_base
+
+    gate = Gate(load_base(str(bert_base.folder), "cpu", "float32"))
+    yield gate
+    gate.open.set()
+
+
+def test_jobs_are_answered_with_finite_logits_and_times(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    gate.open.set()
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    answer = engine.submit(job).result(WAIT_S)
+    assert len(answer.logits) == 3
+    assert answer.queue_ms >= 0
+    assert answer.compute_ms > 0
+    engine.close()
+
+
+def test_jobs_that_wait_share_the_next_batch(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    futures = [engine.submit(job)]
+    assert gate.entered.wait(WAIT_S)
+    futures += [engine.submit(job) for _ in range(5)]
+    assert engine.health().num_waiting == 5
+    gate.open.set()
+    assert len({future.result(WAIT_S).logits for future in futures}) >= 1
+    assert gate.sizes == [1, 5]
+    engine.close()
+
+
+def test_an_exception_in_the_forward_pass_answers_every_job_and_the_engine_goes_on(
+    gate: Gate, loaded: tuple[Store, Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, job = loaded
+    reports: list[BatchReport] = []
+    engine = ThreadEngine(gate, store, on_batch=reports.append)
+    engine.start()
+    gate.error = RuntimeError("out of luck")
+    futures = [engine.submit(job) for _ in range(3)]
+    gate.open.set()
+    for future in futures:
+        with pytest.raises(ForwardFailed, match="RuntimeError"):
+            future.result(WAIT_S)
+    gate.error = None
+    assert engine.submit(job).result(WAIT_S).logits
+    assert engine.health().alive
+    engine.close()
+    assert reports[0].failed
+    assert not reports[-1].failed
+    assert "out of luck" in capsys.readouterr().err
+
+
+def test_a_text_with_logits_that_are_not_finite_fails_alone(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    first = engine.submit(job)
+    others = [engine.submit(job) for _ in range(3)]
+    gate.spoil_row = 0
+    gate.open.set()
+    engine.start()
+    with pytest.raises(ForwardFailed, match="not finite"):
+        first.result(WAIT_S)
+    assert all(other.result(WAIT_S).logits for other in others)
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_death_of_the_engine_thread_answers_everything_and_is_seen(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    gate.error = SystemExit("killed")
+    running = engine.submit(job)
+    assert gate.entered.wait(WAIT_S)
+    waiting = [engine.submit(job) for _ in range(3)]
+    gate.open.set()
+    for future in (running, *waiting):
+        with pytest.raises(EngineStopped):
+            future.result(WAIT_S)
+    engine.close()
+    assert not engine.health().alive
+    with pytest.raises(EngineStopped):
+        engine.submit(job)
+
+
+def test_a_full_queue_refuses_at_once(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store, max_waiting=2)
+    futures = [engine.submit(job) for _ in range(2)]
+    with pytest.raises(Overloaded) as caught:
+        engine.submit(job)
+    assert caught.value.retry_after_s >= 1
+    gate.open.set()
+    engine.start()
+    assert all(future.result(WAIT_S).logits for future in futures)
+    engine.close()
+
+
+def test_a_cancelled_job_is_never_computed(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    kept, dropped = engine.submit(job), engine.submit(job)
+    assert dropped.cancel()
+    gate.open.set()
+    engine.start()
+    assert kept.result(WAIT_S).logits
+    engine.close()
+    assert gate.sizes == [1]
+    with pytest.raises(CancelledError):
+        dropped.result(0)
+
+
+def test_close_answers_what_is_queued(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    gate.open.set()
+    engine = ThreadEngine(gate, store, max_batch_tokens=1)
+    futures = [engine.submit(job) for _ in range(4)]
+    engine.start()
+    engine.close()
+    assert all(future.result(0).logits for future in futures)
+    with pytest.raises(EngineStopped):
+        engine.submit(job)
+
+
+def test_a_version_that_is_not_loaded_is_refused(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    with pytest.raises(AdapterNotFound):
+        ThreadEngine(gate, store).submit(replace(job, version="000000000000"))
+
+
+def test_an_adapter_that_is_unloaded_stays_whole_for_the_jobs_that_have_it(
+    gate: Gate, bert_base: BaseModel, tmp_path: Path
+) -> None:
+    store = Store(bert_base)
+    make_adapter(tmp_path / "a", bert_base.folder, peft_configs("bert")["lora-qv"], 3, seed=0)
+    folder = adapter_folder.read(tmp_path, "a", bert_base)
+    store.load(folder)
+    engine = ThreadEngine(gate, store)
+    future = engine.submit(Job("a", folder.version, (2, 9, 3), (0, 0, 0)))
+    store.unload("a", folder.version)
+    assert store.resident_bytes() == 0
+    gate.open.set()
+    engine.start()
+    assert len(future.result(WAIT_S).logits) == 3
+    engine.close()

@@ -1,0 +1,219 @@
+"""Training on a small seeded base: what is written, what plain peft reads, and what the server answers from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from server import adapter_folder
+from server.forward import Forward, load_base
+from server.jobs import Job
+from server.manifest import Manifest
+from server.methods import methods
+from server.store import Store
+from server.tokenizer import Tokenizer
+from training import command
+from training.model import PooledClassifier
+
+TOPICS = {"animals": range(40), "boats": range(40, 80), "cheese": range(80, 120)}
+
+
+def write_corpus(folder: Path, num_rows: int = 360, seed: int = 0) -> Path:
+    """Texts whose words come from the topic they are labelled with, with some noise."""
+    rng, folder = random.Random(seed), folder / "topics"
+    folder.mkdir()
+    for split, count in (("train", num_rows), ("test", 60)):
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for index in range(count):
+                label = list(TOPICS)[index % 3]
+                words = rng.choices(TOPICS[label], k=5) + rng.choices(range(120, 500), k=rng.randint(1, 8))
+                rng.shuffle(words)
+                writer.writerow([" ".join(f"word{word}" for word in words), label])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "short.toml"
+    path.write_text('epochs = 6\nmax_length = 32\nprecision = "float32"\n')
+    return path
+
+
+def run(*arguments: object) -> int:
+    return command.main(["run", *map(str, arguments), "--quiet"])
+
+
+@pytest.mark.parametrize("method", list(methods()))
+def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
+    method: str, model_type: str, base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+) -> None:
+    folder, base_folder = tmp_path / "topics", base_folders[model_type]
+    assert run("--data", corpus, "--method", method, "--base", base_folder, "--output", folder, "--recipe", recipe) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "adapter.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    base = load_base(str(base_folder), "cpu", "float32")
+    read = adapter_folder.read(tmp_path, "topics", base)
+    assert read.warnings == ()
+    assert read.manifest.labels == ("animals", "boats", "cheese")
+    assert read.manifest.pooling == base.family.default_pooling
+
+    oracle = PeftModel.from_pretrained(
+        PooledClassifier.load(str(base_folder), 3, read.manifest.pooling), str(folder)
+    ).eval()
+    loaded, tokenizer = Store(base).load(read), Tokenizer(base_folder)
+    with (corpus / "test.csv").open(encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    encoded = [tokenizer.encode(text, None, 32, truncate=True, field="text") for text in texts]
+    answers = Forward(base).run([(Job("topics", read.version, e.token_ids, e.type_ids), loaded) for e in encoded])
+    with torch.no_grad():
+        for one, answer in zip(encoded, answers, strict=True):
+            expected = oracle(input_ids=torch.tensor([one.token_ids])).logits[0]
+            torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+def trained(folder: Path, *arguments: object) -> Manifest:
+    assert run("--output", folder, *arguments) == 0
+    from server import manifest
+
+    return manifest.parse((folder / "adapter.json").read_text())
+
+
+def test_training_learns_and_is_repeatable_and_the_record_says_how(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", corpus, "--method", "lora", "--base", base_folders["bert"], "--recipe", recipe)
+    first = trained(tmp_path / "first", *arguments, "--seed", 3)
+    again = trained(tmp_path / "again", *arguments, "--seed", 3)
+    other = trained(tmp_path / "other", *arguments, "--seed", 4)
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    facts = first.training
+    assert facts is not None
+    assert facts.seed == 3
+    assert facts.num_train_rows + facts.num_validation_rows == 360
+    assert facts.recipe["learning_rate"] == methods()["lora"].learning_rate
+    accuracy = facts.metrics["test_accuracy"]
+    assert accuracy.low < accuracy.value < accuracy.high or accuracy.value == 1.0
+    assert accuracy.value > 0.7
+    assert accuracy.num_rows == 60
+    out = capsys.readouterr().out
+    assert "test accuracy" in out
+    assert "TF-IDF" in out
+
+
+def test_the_folder_tells_nothing_of_the_machine(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+) -> None:
+    trained(tmp_path / "a", "--data", corpus, "--method", "ia3", "--base", base_folders["bert"], "--recipe", recipe)
+    for name in ("README.md", "adapter.json", "adapter_config.json"):
+        assert str(tmp_path) not in (tmp_path / "a" / name).read_text()
+        assert str(base_folders["bert"].parent) not in (tmp_path / "a" / name).read_text()
+
+
+def test_the_code_on_the_model_card_runs(
+    corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the embedded base model, as a user has it."""
+    trained(tmp_path / "card", "--data", corpus, "--method", "ia3", "--recipe", recipe, "--train-rows", 40)
+    [code] = re.findall(r"```python\n(.*?)```", (tmp_path / "card" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert isinstance(names["model"], PeftModel)
+
+
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    arguments = ("--data", corpus, "--method", "lora", "--base", base_folders["bert"], "--recipe", recipe)
+    whole = trained(tmp_path / "whole", *arguments)
+    steps = Trainer.training_step
+    done = 0
+
+    def interrupt(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 28:
+            raise KeyboardInterrupt
+        return steps(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("--output", tmp_path / "part", *arguments, "--work-dir", tmp_path / "work")
+    assert not (tmp_path / "part").exists()
+    part = trained(tmp_path / "part", *arguments, "--work-dir", tmp_path / "work")
+    assert part.weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "word"),
+    [
+        ({"--data": "nowhere"}, 1, "nowhere"),
+        ({"--data": "hub:no/such-set"}, 1, "no/such-set"),
+        ({"--method": "lorra"}, 1, "lora"),
+        ({"--base": "./nowhere"}, 1, "nowhere"),
+        ({"--train-rows": 0}, 2, "--train-rows"),
+        ({"--train-rows": 10_000}, 1, "10000"),
+        ({"--text-column": "txet"}, 1, "did you mean `text`"),
+        ({"--recipe": "missing.toml"}, 2, "missing.toml"),
+    ],
+)
+def test_mistakes_end_with_one_sentence_and_write_nothing(
+    changes: dict[str, object],
+    code: int,
+    word: str,
+    base_folders: dict[str, Path],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = {"--data": corpus, "--method": "lora", "--base": base_folders["bert"], "--output": tmp_path / "out"}
+    assert run(*[part for pair in (flags | changes).items() for part in pair]) == code
+    error = capsys.readouterr().err
+    assert word in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_the_way_is_kept_unless_told(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("--data", corpus, "--method", "ia3", "--base", base_folders["bert"], "--recipe", recipe)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious.txt").touch()
+    assert run("--output", tmp_path / "a", *arguments) == 1
+    assert (tmp_path / "a" / "precious.txt").exists()
+    trained(tmp_path / "a", *arguments, "--overwrite")
+    assert not (tmp_path / "a" / "precious.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_result_can_be_read_by_machines(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", corpus, "--method", "ia3", "--base", base_folders["bert"], "--recipe", recipe)
+    assert run("--output", tmp_path / "a", *arguments, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["manifest"]["method"] == "ia3"
+    assert record["num_parameters"] > 0
