@@ -40,7 +40,7 @@ bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, 
 	$(BIN)/python -m benchmarks.mixed_batch
 
 docs: $(VENV)/.dev  ## write the generated parts of the documents
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf $(VENV) $(ADAPTERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ WORDS = [f"word{index}" for index in range(VOCABULARY - 8)]
 def make_base(folder: Path, model_type: str, seed: int = 0, **overrides: Any) -> Path:
     """Write a small random base model with a word-level tokenizer."""
     torch.manual_seed(seed)
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "num_hidden_layers": 2,
         "max_position_embeddings": MAX_LENGTH,
@@ -32,7 +32,7 @@ def make_base(folder: Path, model_type: str, seed: int = 0, **overrides: Any) ->
     }
     model: PreTrainedModel
     if model_type == "bert":
-        sizes = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
+        sizes: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
         model = BertModel(BertConfig(**(shared | sizes | overrides)))
     else:
         sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 112}
@@ -67,14 +67,17 @@ def peft_configs(model_type: str) -> dict[str, PeftConfig]:
     """One adapter configuration for every way a method can be set up."""
     if model_type == "bert":
         value, feedforward = "value", ["output.dense"]
-        regex = {
+        regex: dict[str, Any] = {
             "target_modules": r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)",
             "feedforward_modules": r".*layer\.\d+\.output\.dense",
         }
     else:
         value, feedforward = "v_proj", ["down_proj"]
-        regex = {"target_modules": r".*\.(k_proj|v_proj|down_proj)", "feedforward_modules": r".*\.down_proj"}
-    lora = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 12}
+        regex = {
+            "target_modules": r".*\.(k_proj|v_proj|down_proj)",
+            "feedforward_modules": r".*\.down_proj",
+        }
+    lora: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 12}
     return {
         "lora-qv": LoraConfig(**lora),
         "lora-all": LoraConfig(**lora, target_modules="all-linear"),

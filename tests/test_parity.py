@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server import adapter_folder
 from server.base_model import BaseModel
-from server.forward import Forward
+from server.forward import Forward, load_base
 from server.store import Store
 from tests.seeded import MAX_LENGTH, VOCABULARY, Peer, make_adapter, peft_configs
+from tests.test_adapter_folder import add_manifest
 
 TOLERANCE = 1e-5
 
@@ -65,12 +68,10 @@ def test_the_order_of_a_batch_does_not_matter(forward: Forward, peers: list[Peer
 
 
 def test_own_poolings_equal_the_training_model(
-    model_type: str, base: BaseModel, forward: Forward, tmp_path_factory
-) -> None:  # type: ignore[no-untyped-def]
+    model_type: str, base: BaseModel, forward: Forward, tmp_path: Path
+) -> None:
     """mean, cls and last in one batch, against the model class that trains them."""
-    from tests.test_adapter_folder import add_manifest
-
-    root, store, work, oracles = tmp_path_factory.mktemp("pooled"), Store(base), [], []
+    root, store, work, oracles = tmp_path, Store(base), [], []
     for index, pooling in enumerate(("mean", "cls", "last", "native")):
         config = peft_configs(model_type)["lora-qv" if index % 2 else "ia3-paper"]
         oracle = make_adapter(root / pooling, base.folder, config, 3, seed=index, pooling=pooling)
@@ -84,8 +85,6 @@ def test_own_poolings_equal_the_training_model(
 
 
 def test_bfloat16_stays_near_float32(model_type: str, base: BaseModel, peers: list[Peer]) -> None:
-    from server.forward import load_base
-
     rough = Forward(load_base(str(base.folder), "cpu", "bfloat16"))
     work = [peer.job(_tokens(20, i)) for i, peer in enumerate(peers)]
     for answer, (_, adapter), peer in zip(rough.run(work), work, peers, strict=True):

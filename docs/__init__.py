@@ -1,0 +1,1 @@
+"""Documents, and the code that writes their generated parts."""
