@@ -24,15 +24,7 @@ EXAMPLE = """example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
-    parser = argparse.ArgumentParser(
-        prog="adaptermux-serve",
-        description="Serve every adapter below a folder on one frozen base model.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"adaptermux {__version__}")
-    add_flags(parser)
-    flags = vars(parser.parse_args(arguments))
+    flags = vars(make_parser().parse_args(arguments))
     try:
         return _serve(read_settings(flags, os.environ))
     except SettingsError as error:
@@ -41,6 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AdaptermuxError as error:
         print(f"adaptermux-serve: {error}", file=sys.stderr)
         return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One flag for every setting."""
+    parser = argparse.ArgumentParser(
+        prog="adaptermux-serve",
+        description="Serve every adapter below a folder on one frozen base model.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"adaptermux {__version__}")
+    add_flags(parser)
+    return parser
 
 
 def _serve(settings: Settings) -> int:

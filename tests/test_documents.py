@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from server.command import main as serve
-from training.command import main as train
+from server.command import make_parser as serve
+from training.command import make_parser as train
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "training").rglob("*.md")])
@@ -86,13 +86,9 @@ def test_make_targets_and_flags_in_the_documents_exist() -> None:
         }
     ),
 )
-def test_commands_in_the_documents_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --help appended a command is parsed up to there and runs nothing; unknown flags would exit with 2."""
+def test_commands_in_the_documents_parse(line: str) -> None:
     name, *arguments = shlex.split(line)
-    with pytest.raises(SystemExit) as ended:
-        {"adaptermux-serve": serve, "adaptermux-train": train}[name]([*arguments, "--help"])
-    assert ended.value.code == 0
-    assert "example:" in capsys.readouterr().out
+    {"adaptermux-serve": serve, "adaptermux-train": train}[name]().parse_args(arguments)
 
 
 def test_the_folder_of_a_data_set_in_the_readme_has_its_sizes() -> None:

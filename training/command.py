@@ -23,8 +23,7 @@ EXAMPLE = """example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
-    parser = _parser()
-    flags = parser.parse_args(arguments)
+    flags = make_parser().parse_args(arguments)
     try:
         return _run(flags)
     except RecipeError as error:
@@ -35,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of every verb."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="adaptermux-train", description="Make adapters.", epilog=EXAMPLE, formatter_class=raw
