@@ -61,37 +61,37 @@ CLASSIFY_RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.post("/v1/classify", responses=CLASSIFY_RESPONSES)
+@router.post("/v1/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
 async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
     """Classify texts with one adapter."""
     return await _measured(_desk(request), body.adapter_id, body)
 
 
-@router.post("/v1/adapters/{adapter_id}/classify", responses=CLASSIFY_RESPONSES)
+@router.post("/v1/adapters/{adapter_id}/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
 async def classify_with(adapter_id: str, body: AdapterClassifyRequest, request: Request) -> ClassifyResponse:
     """The same with the adapter in the path, so that a load balancer can route on it."""
     return await _measured(_desk(request), adapter_id, body)
 
 
-@router.get("/v1/adapters")
+@router.get("/v1/adapters", tags=["inspect"])
 async def list_adapters(request: Request) -> AdapterList:
     """All adapters of this server, those that were refused included."""
     return AdapterList(adapters=[_entry(card) for card in _desk(request).catalog.all()])
 
 
-@router.get("/v1/adapters/{adapter_id}", responses={404: CLASSIFY_RESPONSES[404]})
+@router.get("/v1/adapters/{adapter_id}", tags=["inspect"], responses={404: CLASSIFY_RESPONSES[404]})
 async def show_adapter(adapter_id: str, request: Request) -> AdapterEntry:
     """One adapter."""
     return _entry(_desk(request).catalog.find(adapter_id))
 
 
-@router.get("/v1/base")
+@router.get("/v1/base", tags=["inspect"])
 async def show_base(request: Request) -> BaseInfo:
     """The base model."""
     return _desk(request).base
 
 
-@router.get("/health/live", responses={503: {"model": Health}})
+@router.get("/health/live", tags=["operate"], responses={503: {"model": Health}})
 async def live(request: Request, response: Response) -> Health:
     """Whether the engine thread runs; a server that fails this must be restarted."""
     health = _desk(request).engine.health()
@@ -99,13 +99,13 @@ async def live(request: Request, response: Response) -> Health:
     return Health(status="ok" if health.alive else "failed", waiting=health.num_waiting)
 
 
-@router.get("/health/ready", responses={503: {"model": Health}})
+@router.get("/health/ready", tags=["operate"], responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
     """Whether requests are answered. The server listens only once its adapters are loaded."""
     return await live(request, response)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", tags=["operate"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(generate_latest(_desk(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from server import logs
 from server.batching import Waiting, WaitingLine
 from server.errors import EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward
@@ -26,7 +27,6 @@ class BatchReport:
     num_texts: int
     num_tokens: int
     num_adapters: int
-    num_methods: int
     compute_s: float
     failed: bool
 
@@ -80,32 +80,35 @@ class ThreadEngine:
     def _step(self) -> bool:
         """Take a batch, run it, answer it. Returns False once there is nothing more to do."""
         taken = self._line.take()
+        if not taken:
+            return False
         began = time.monotonic()
         outcome: Sequence[Tensor] | ServiceError = EngineStopped("the engine was stopped within the batch")
         try:
-            outcome = self._forward.run([(waiting.job, waiting.adapter) for waiting in taken]) if taken else []
+            outcome = self._forward.run([(waiting.job, waiting.adapter) for waiting in taken])
         except Exception as error:
-            outcome = ForwardFailed(
-                f"the forward pass failed: {type(error).__name__}; nothing is wrong with the request"
-            )
-            sys.excepthook(type(error), error, error.__traceback__)
+            outcome = ForwardFailed(f"the forward pass failed with {type(error).__name__}; the server goes on")
+            logs.event("batch_failed", num_texts=len(taken), trace=traceback.format_exception(error))
         finally:
-            _answer(taken, outcome, began, time.monotonic())
-        self._report(taken, outcome, time.monotonic() - began)
-        return bool(taken)
+            ended = time.monotonic()
+            _answer(taken, outcome, began, ended)
+        self._report(taken, ended - began, isinstance(outcome, ServiceError))
+        return True
 
-    def _report(self, taken: list[Waiting], outcome: object, compute_s: float) -> None:
-        if taken:
+    def _report(self, taken: list[Waiting], compute_s: float, failed: bool) -> None:
+        """Tell of a batch; a listener that raises must not end the engine."""
+        try:
             self._on_batch(
                 BatchReport(
                     num_texts=len(taken),
                     num_tokens=sum(waiting.job.num_tokens for waiting in taken),
                     num_adapters=len({waiting.adapter.key for waiting in taken}),
-                    num_methods=len({waiting.adapter.method.name for waiting in taken}),
                     compute_s=compute_s,
-                    failed=isinstance(outcome, ServiceError),
+                    failed=failed,
                 )
             )
+        except Exception as error:
+            logs.event("report_failed", trace=traceback.format_exception(error))
 
 
 def _answer(taken: list[Waiting], outcome: Sequence[Tensor] | ServiceError, began: float, ended: float) -> None:

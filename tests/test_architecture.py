@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
     "engine", "batching", "forward", "attention", "store", "adapter_folder", "methods", "families", "base_model",
-    "manifest", "jobs", "errors",
+    "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
-HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command", "logs")
+HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
 COMPOSITION = ("service", "demo", "__main__")
 
 # What one package may import of another

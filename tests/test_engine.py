@@ -115,6 +115,22 @@ def test_an_exception_in_the_forward_pass_answers_every_job_and_the_engine_goes_
     assert "out of luck" in capsys.readouterr().err
 
 
+def test_a_listener_that_raises_does_not_end_the_engine(
+    gate: Gate, loaded: tuple[Store, Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listen(report: BatchReport) -> None:
+        raise ValueError("listener is out")
+
+    store, job = loaded
+    gate.open.set()
+    engine = ThreadEngine(gate, store, on_batch=listen)
+    engine.start()
+    for _ in range(2):
+        assert engine.submit(job).result(WAIT_S).logits
+    engine.close()
+    assert capsys.readouterr().err.count("listener is out") == 2
+
+
 def test_a_text_with_logits_that_are_not_finite_fails_alone(gate: Gate, loaded: tuple[Store, Job]) -> None:
     store, job = loaded
     engine = ThreadEngine(gate, store)

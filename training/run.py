@@ -271,7 +271,10 @@ class _Padding:
 
 
 class _Bar(ProgressCallback):
-    """The Trainer's progress bar, with the latest loss beside it instead of lines on standard output."""
+    """The Trainer's progress bar, with the latest figures beside it instead of lines and bars of their own."""
+
+    def on_prediction_step(self, *_: object, **__: object) -> None:
+        """Measuring takes a moment: no bar for it."""
 
     def on_log(
         self,
