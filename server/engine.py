@@ -68,14 +68,19 @@ class ThreadEngine:
         self._line.close()
         if self._thread.ident is not None:
             self._thread.join()
+        self._refuse_waiting()
 
     def _run(self) -> None:
         try:
             while self._step():
                 pass
         finally:
-            for waiting in self._line.drain():
-                waiting.future.set_exception(EngineStopped("the engine thread has ended; restart the server"))
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """Answer what no batch will take any more: the thread ended early, or never began."""
+        for waiting in self._line.drain():
+            waiting.future.set_exception(EngineStopped("the engine thread has ended; restart the server"))
 
     def _step(self) -> bool:
         """Take a batch, run it, answer it. Returns False once there is nothing more to do."""

@@ -5,6 +5,7 @@
     ├── CannotListen               the address is taken or not ours
     ├── DataError                  a data set cannot be read
     ├── RecipeError                a training recipe is wrong
+    ├── TrainingFailed             a run came to nothing
     ├── BaseModelError             the base model cannot be loaded
     │   └── UnknownFamily          its architecture is not supported
     ├── AdapterRefused             an adapter folder is not served, and why
@@ -14,6 +15,7 @@
     │   ├── PickleRefused          its weights are a pickle file
     │   └── PathEscape             a name or link leads out of the adapter root
     ├── RequestError               the caller's mistake
+    │   ├── BodyTooLarge
     │   ├── InvalidInput           a field has a wrong value
     │   │   ├── TooManyInputs
     │   │   └── TextTooLong
@@ -56,6 +58,10 @@ class RecipeError(AdaptermuxError):
     code = "recipe_error"
 
 
+class TrainingFailed(AdaptermuxError):
+    code = "training_failed"
+
+
 class BaseModelError(AdaptermuxError):
     code = "base_model_error"
 
@@ -92,6 +98,11 @@ class PathEscape(AdapterRefused):
 class RequestError(AdaptermuxError):
     status = 400
     code = "bad_request"
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    code = "body_too_large"
 
 
 class InvalidInput(RequestError):

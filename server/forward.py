@@ -75,7 +75,7 @@ class Forward:
         try:
             self._spans = _spans(adapters, starts)
             hidden = self._encode([job for job, _ in batch], starts)  # [tokens, hidden]
-            pooled = self._pool(hidden, adapters, starts)  # [texts, hidden]
+            pooled = self._pool(hidden, batch, starts)  # [texts, hidden]
         finally:
             self._spans = []
         logits: list[Tensor] = []
@@ -95,24 +95,31 @@ class Forward:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _pool(self, hidden: Tensor, adapters: list[LoadedAdapter], starts: tuple[int, ...]) -> Tensor:
+    def _pool(self, hidden: Tensor, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
         """One row per text, each pooled as its adapter was trained; float32."""
-        edges = torch.tensor(starts, device=hidden.device)
-        first, last = hidden[edges[:-1]], hidden[edges[1:] - 1]  # [texts, hidden]
-        pooled = torch.empty(len(adapters), hidden.shape[1], device=hidden.device)
-        for pooling in {adapter.pooling for adapter in adapters}:
-            rows = [row for row, adapter in enumerate(adapters) if adapter.pooling == pooling]
-            if pooling == "cls":
-                pooled[rows] = first[rows].float()
-            elif pooling == "last":
-                pooled[rows] = last[rows].float()
-            elif pooling == "mean":
+        pooled = torch.empty(len(batch), hidden.shape[1], device=hidden.device)
+        for pooling in {adapter.pooling for _, adapter in batch}:
+            rows = [row for row, (_, adapter) in enumerate(batch) if adapter.pooling == pooling]
+            if pooling == "mean":
                 for row in rows:
                     pooled[row] = hidden[starts[row] : starts[row + 1]].float().mean(0)
+            elif pooling == "cls":
+                pooled[rows] = hidden[[starts[row] for row in rows]].float()
+            elif pooling == "last":
+                pooled[rows] = hidden[[starts[row + 1] - 1 for row in rows]].float()
             else:
-                self._spans = _spans([adapters[row] for row in rows], range(len(rows) + 1))
-                pooled[rows] = self._base.family.native_pool(first[rows], last[rows], self._base.pool).float()
+                pooled[rows] = self._native_pool(hidden, [batch[row] for row in rows], [starts[row] for row in rows])
         return pooled
+
+    def _native_pool(self, hidden: Tensor, batch: list[Work], starts: list[int]) -> Tensor:
+        """Pool with the base model's own layer, at which adapters may act too: now one row is one text."""
+        family, base = self._base.family, self._base
+        read = [
+            start + family.native_position(job.token_ids, base.pad_id)
+            for start, (job, _) in zip(starts, batch, strict=True)
+        ]
+        self._spans = _spans([adapter for _, adapter in batch], range(len(batch) + 1))
+        return family.native_pool(hidden[read], base.pool).float()
 
 
 def _spans(adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> list[Span]:

@@ -19,6 +19,9 @@ from server.errors import AdapterDamaged
 FILE_NAME = "adapter.json"
 SCHEMA = 1
 MAX_LABELS = 10_000
+TEMPERATURES = (1e-3, 1e3)
+ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What an adapter, and so its folder, may be called."""
 
 Pooling = Literal["mean", "cls", "last", "native"]
 ProblemType = Literal["single_label", "multi_label", "regression"]
@@ -84,7 +87,8 @@ def parse(text: str) -> Manifest:
     """Read a manifest; raises AdapterDamaged naming the field that is wrong."""
     try:
         record = json.loads(text)
-    except ValueError as error:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")  # an escape may hide half a surrogate pair
+    except (ValueError, RecursionError) as error:
         raise AdapterDamaged(f"{FILE_NAME} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise AdapterDamaged(f"{FILE_NAME} holds {type(record).__name__}, not an object")
@@ -97,7 +101,7 @@ def parse(text: str) -> Manifest:
         problem_type=read.choice("problem_type", PROBLEM_TYPES),  # type: ignore[arg-type]
         max_length=read.whole("max_length", 1, 1_000_000),
         pooling=read.choice("pooling", POOLINGS),  # type: ignore[arg-type]
-        temperature=read.positive("temperature"),
+        temperature=read.number("temperature", *TEMPERATURES),
         base_name=read.text("base_name"),
         base_fingerprint=read.digest("base_fingerprint"),
         weights_sha256=read.digest("weights_sha256"),
@@ -110,10 +114,17 @@ def _training(record: object) -> TrainingFacts | None:
     if not isinstance(record, dict):
         return None
     try:
-        metrics = {name: Metric(**metric) for name, metric in record["metrics"].items()}
+        metrics = {name: _metric(**metric) for name, metric in record["metrics"].items()}
         return TrainingFacts(**{**record, "metrics": metrics})
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
+
+
+def _metric(value: float, low: float, high: float, num_rows: int) -> Metric:
+    numbers = (float(value), float(low), float(high))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a metric is not finite")
+    return Metric(*numbers, int(num_rows))
 
 
 class _Reader:
@@ -138,10 +149,10 @@ class _Reader:
             raise self._wrong(name, f"a whole number from {low} to {high}")
         return value
 
-    def positive(self, name: str) -> float:
+    def number(self, name: str, low: float, high: float) -> float:
         value = self.record.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self._wrong(name, "a finite number above 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(name, f"a number from {low} to {high}")
         return float(value)
 
     def digest(self, name: str) -> str:

@@ -42,11 +42,12 @@ class Metrics:
         self._resident = Gauge("adaptermux_adapter_resident_bytes", "Memory of loaded adapters", registry=self.registry)
         self._waiting = Gauge("adaptermux_waiting_texts", "Texts that wait for the engine", registry=self.registry)
 
-    def request_answered(self, adapter_id: str, code: str, seconds: float) -> None:
-        """Count a request; adapter_id is the id of a known adapter, or empty."""
+    def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
+        """Count a request; adapter_id is the id of a known adapter, or empty. seconds: None if it never got started."""
         label = self._label(adapter_id)
         self._requests.labels(label, code).inc()
-        self._request_s.labels(label).observe(seconds)
+        if seconds is not None:
+            self._request_s.labels(label).observe(seconds)
 
     def texts_classified(self, num_texts: int, num_tokens: int, tokenize_s: float, queue_s: float) -> None:
         self._texts.inc(num_texts)

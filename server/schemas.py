@@ -9,13 +9,16 @@ from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidInput
 
+MOST_INPUTS = 10_000
+"""Above every server's own limit, and checked before each input is looked at."""
+
 
 class TextInput(BaseModel):
     """A text, or a pair of texts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    text: Annotated[str, Field(min_length=1)]
+    text: str
     text_pair: str | None = None
 
 
@@ -46,8 +49,8 @@ class AdapterClassifyRequest(BaseModel):
         """Check by hand, so that an error names the one input that is wrong rather than every union branch."""
         try:
             if isinstance(value, list):
-                if not value:
-                    raise InvalidInput("inputs", "`inputs` is an empty list; send at least one text")
+                if not 1 <= len(value) <= MOST_INPUTS:
+                    raise InvalidInput("inputs", f"`inputs` has {len(value)} texts; send 1 to {MOST_INPUTS}")
                 return [_check_input(f"inputs[{index}]", one) for index, one in enumerate(value)]
             return _check_input("inputs", value)
         except InvalidInput as error:
@@ -178,7 +181,7 @@ def _check_input(path: str, value: object) -> object:
         raise InvalidInput(path, f'`{path}` must be a text or {{"text": ..., "text_pair": ...}}, not {_kind(value)}')
     unknown = sorted(str(key) for key in set(value) - {"text", "text_pair"})
     if unknown:
-        raise InvalidInput(path, f"`{path}` has the unknown field `{unknown[0]}`; allowed: text, text_pair")
+        raise InvalidInput(path, f"`{path}` has the unknown field {unknown[0]!a}; allowed: text, text_pair")
     if "text" not in value:
         raise InvalidInput(f"{path}.text", f"`{path}.text` is missing")
     for name in ("text", "text_pair"):

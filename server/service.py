@@ -14,7 +14,7 @@ from server.api import Desk
 from server.base_model import BaseModel
 from server.catalog import AdapterCard, Catalog, RefusedCard
 from server.engine import BatchReport, ThreadEngine
-from server.errors import AdaptermuxError, SettingsError
+from server.errors import AdaptermuxError, BaseModelError, SettingsError
 from server.forward import Forward, load_base
 from server.metrics import Metrics
 from server.schemas import BaseInfo
@@ -44,7 +44,7 @@ class Service:
         self.desk = Desk(
             engine=self.engine,
             catalog=self.catalog,
-            tokenizer=Tokenizer(self.base.folder),
+            tokenizer=_load_tokenizer(self.base),
             metrics=self.metrics,
             base=_base_info(self.base),
             max_inputs=settings.max_inputs,
@@ -69,7 +69,7 @@ class Service:
             card = self._load(root, name)
             self.catalog.put(card)
             if isinstance(card, RefusedCard):
-                logs.event("adapter_refused", adapter_id=name, code=card.code, reason=card.reason)
+                logs.event("adapter_refused", adapter_id=card.adapter_id, code=card.code, reason=card.reason)
             else:
                 logs.event(
                     "adapter_loaded",
@@ -88,9 +88,9 @@ class Service:
             folder = adapter_folder.read(root, name, self.base)
             adapter = self.store.load(folder)
         except AdaptermuxError as error:
-            return RefusedCard(name, error.code, str(error))
+            return RefusedCard(_printable(name), error.code, str(error))
         except Exception as error:  # one folder must never stop the others, whatever it holds
-            return RefusedCard(name, "internal_error", f"{type(error).__name__}: {error}; this is a bug")
+            return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
         return AdapterCard(name, folder.version, folder.manifest, adapter.resident_bytes, folder.warnings)
 
     def _on_batch(self, report: BatchReport) -> None:
@@ -99,9 +99,24 @@ class Service:
         )
 
 
+def _printable(name: str) -> str:
+    """A folder's name on disk may be any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _load_tokenizer(base: BaseModel) -> Tokenizer:
+    tokenizer = Tokenizer(base.folder)
+    if tokenizer.vocabulary_size > base.vocabulary_size:
+        raise BaseModelError(
+            f"the tokenizer in `{base.folder}` has {tokenizer.vocabulary_size} tokens, "
+            f"the base model {base.vocabulary_size}"
+        )
+    return tokenizer
+
+
 def _base_info(base: BaseModel) -> BaseInfo:
     return BaseInfo(
-        name=base.names[0],
+        name=base.name,
         family=base.family.name,
         fingerprint=base.fingerprint,
         dtype=str(base.dtype).removeprefix("torch."),

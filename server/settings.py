@@ -38,8 +38,12 @@ class Settings(BaseModel):
     """Number format of the base model; auto takes bfloat16 where the hardware multiplies it."""
     threads: int = Field(0, ge=0)
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
-    max_inputs: int = Field(256, ge=1, le=100_000)
+    max_inputs: int = Field(256, ge=1, le=10_000)
     """Most texts in one request."""
+    max_body_bytes: int = Field(2 << 20, ge=1024)
+    """Longest body of a request; a longer one is refused before it is read."""
+    drain_s: int = Field(30, ge=0)
+    """Seconds that requests in flight are given when the server is told to stop."""
     max_batch_tokens: int = Field(8192, ge=1)
     """Most tokens in one forward pass; a single longer text still runs, alone."""
     max_waiting: int = Field(4096, ge=1)
@@ -63,18 +67,25 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
     """Join flags and environment; raises SettingsError naming the flag or variable that is wrong."""
     known = {ENVIRONMENT_PREFIX + name.upper(): name for name in Settings.model_fields}
     values: dict[str, str] = {}
+    sources = {name: flag_of(name) for name in Settings.model_fields}  # where each value came from
     for variable, value in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             if variable not in known:
                 near = difflib.get_close_matches(variable, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known))
                 raise SettingsError(f"environment variable {variable} is no setting; {hint}")
-            values[known[variable]] = value
-    values |= {name: value for name, value in flags.items() if value is not None}
+            values[known[variable]], sources[known[variable]] = value, variable
+    for name, given in flags.items():
+        if given is not None:
+            values[name], sources[name] = given, flag_of(name)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
-        given = f", not {first['input']!r}" if first["type"] != "missing" else ""
-        raise SettingsError(f"{flag_of(name)}: {first['msg']}{given}") from error
+        shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
+        raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
+    if settings.max_inputs > settings.max_waiting:
+        raise SettingsError(
+            f"--max-inputs is {settings.max_inputs}, more than may ever wait (--max-waiting {settings.max_waiting})"
+        )
+    return settings

@@ -6,9 +6,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
-from server.errors import BaseModelError, TextTooLong
+from server.errors import BaseModelError, InvalidInput, TextTooLong
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +33,27 @@ class Tokenizer:
         self._whole.no_truncation()
         self._cutting: dict[int, FastTokenizer] = {}
 
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id that a text can be cut into."""
+        return self._whole.get_vocab_size(with_added_tokens=True)
+
     def encode(self, text: str, text_pair: str | None, max_length: int, truncate: bool, field: str) -> Encoded:
         """Tokenise one text or pair.
 
         A text of more than max_length tokens is cut (the longer of a pair first) if `truncate`,
-        otherwise TextTooLong names `field`.
+        otherwise TextTooLong names `field`. A text that has no tokens at all is an InvalidInput.
         """
-        encoding = self._whole.encode(text, text_pair)
+        encoding = _encode(self._whole, text, text_pair)
+        if len(encoding.ids) > max_length and truncate:
+            encoding = _encode(self._cutter(max_length), text, text_pair)
         if len(encoding.ids) > max_length:
-            if not truncate:
-                raise TextTooLong(
-                    field,
-                    f"`{field}` has {len(encoding.ids)} tokens, this adapter takes {max_length}; "
-                    'shorten it or send "truncate": true',
-                )
-            encoding = self._cutter(max_length).encode(text, text_pair)
+            hint = "not even an empty text fits" if truncate else 'shorten it or send "truncate": true'
+            raise TextTooLong(
+                field, f"`{field}` has {len(encoding.ids)} tokens, this adapter takes {max_length}; {hint}"
+            )
+        if not encoding.ids:
+            raise InvalidInput(field, f"`{field}` has no token that the base model knows")
         return Encoded(tuple(encoding.ids), tuple(encoding.type_ids))
 
     def _cutter(self, max_length: int) -> FastTokenizer:
@@ -56,3 +63,9 @@ class Tokenizer:
                 cutter.enable_truncation(max_length)
                 self._cutting[max_length] = cutter
             return self._cutting[max_length]
+
+
+def _encode(tokenizer: FastTokenizer, text: str, text_pair: str | None) -> Encoding:
+    """Encode as a batch of one: the library lets other threads run meanwhile only for batches."""
+    [encoding] = tokenizer.encode_batch([text if text_pair is None else (text, text_pair)])
+    return encoding

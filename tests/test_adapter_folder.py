@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def add_manifest(folder: Path, base: BaseModel, **changes: Any) -> None:
         "max_length": 512,
         "pooling": "native",
         "temperature": 1.0,
-        "base_name": base.names[0],
+        "base_name": base.name,
         "base_fingerprint": base.fingerprint,
         "weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
@@ -209,13 +210,47 @@ def test_a_rank_that_does_not_fit_the_tensors_is_refused(root: Path, bert_base: 
     refused(root, bert_base, AdapterRefused, "")
 
 
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_would_never_end_is_refused(root: Path, bert_base: BaseModel, field: str) -> None:
+    edit_config(root, **{field: {"(.*)(.*)(.*)(.*)(.*)(.*)(?:\\3\\4\\5)+\\d": 4}})
+    with pytest.raises(AdapterDamaged, match="takes more than"):
+        Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+
+
+@pytest.mark.parametrize("targets", [["query"], r".*\.query", [3], {"a": 1}])
+def test_weights_outside_the_targets_are_refused(root: Path, bert_base: BaseModel, targets: object) -> None:
+    edit_config(root, target_modules=targets)
+    refused(root, bert_base, AdapterDamaged, "target_modules")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang_the_start(root: Path, bert_base: BaseModel) -> None:
+    (root / "good" / CONFIG).unlink()
+    os.mkfifo(root / "good" / CONFIG)
+    refused(root, bert_base, AdapterDamaged, "not a file")
+
+
+def test_a_sparse_file_is_refused_before_it_is_read(root: Path, bert_base: BaseModel) -> None:
+    path = root / "good" / WEIGHTS
+    with path.open("r+b") as file:
+        file.truncate(3 << 30)
+    refused(root, bert_base, AdapterDamaged, "its header says")
+
+
+@pytest.mark.parametrize("value", [10**400, 1e300, float("nan"), "8", None, True])
+def test_an_alpha_that_is_no_fit_number_is_refused(root: Path, bert_base: BaseModel, value: object) -> None:
+    edit_config(root, lora_alpha=value)
+    with pytest.raises(AdapterDamaged, match="lora_alpha"):
+        Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+
+
 def test_a_bad_pattern_is_refused(root: Path, bert_base: BaseModel) -> None:
     edit_config(root, rank_pattern={"(": 4})
     refused(root, bert_base, AdapterDamaged, "rank_pattern")
 
 
 def test_a_scale_that_overflows_is_refused(root: Path, bert_base: BaseModel) -> None:
-    edit_config(root, lora_alpha=1e300)
+    edit_config(root, lora_alpha=9e29)
+    edit_weights(root, lambda t: t.update({k: v * 1e12 for k, v in t.items() if "lora_B" in k}))
     with pytest.raises(AdapterDamaged, match="overflow"):
         Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
 
@@ -228,7 +263,7 @@ def test_weights_that_are_not_finite_are_refused(root: Path, bert_base: BaseMode
 
 def test_a_tensor_of_the_wrong_type_is_refused(root: Path, bert_base: BaseModel) -> None:
     edit_weights(root, lambda t: t.update({"base_model.model.classifier.bias": torch.zeros(3, dtype=torch.int64)}))
-    refused(root, bert_base, AdapterDamaged, "int64")
+    refused(root, bert_base, AdapterDamaged, "I64")
 
 
 def test_a_tensor_that_belongs_nowhere_is_refused(root: Path, bert_base: BaseModel) -> None:
@@ -281,6 +316,8 @@ def test_a_foreign_folder_with_an_unknown_local_base_is_served_with_a_warning(ro
         ({"max_length": 513}, AdapterMismatch, "max_length"),
         ({"max_length": 0}, AdapterDamaged, "max_length"),
         ({"temperature": -1.0}, AdapterDamaged, "temperature"),
+        ({"temperature": 5e-324}, AdapterDamaged, "temperature"),
+        ({"temperature": 10**400}, AdapterDamaged, "temperature"),
         ({"problem_type": "ranking"}, AdapterDamaged, "problem_type"),
     ],
 )
@@ -289,6 +326,39 @@ def test_a_manifest_that_does_not_fit_is_refused(
 ) -> None:
     add_manifest(root / "good", bert_base, **changes)
     refused(root, bert_base, kind, word)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"schema": 1, "method": "\\ud800"}', '{"schema": 2}', "3"])
+def test_a_manifest_that_is_no_manifest_is_damaged(root: Path, bert_base: BaseModel, text: str) -> None:
+    (root / "good" / "adapter.json").write_text(text)
+    refused(root, bert_base, AdapterDamaged, "adapter.json")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "accepted"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", True),
+        ("all-MiniLM-L6-v2", True),
+        ("someone-else/all-MiniLM-L6-v2", False),
+        ("nreimers/MiniLM-L6-H384-uncased", False),
+        ("/models/all-MiniLM-L6-v2", True),
+        ("/models/anything", None),
+        ("", None),
+    ],
+)
+def test_the_recorded_base_is_compared_as_an_id_or_a_path(
+    bert_base: BaseModel, recorded: str, accepted: bool | None
+) -> None:
+    held = replace(bert_base, name="sentence-transformers/all-MiniLM-L6-v2")
+    assert adapter_folder._is_same_base(recorded, held) is accepted
+
+
+def test_a_copy_of_the_embedded_base_keeps_its_name(tmp_path: Path) -> None:
+    from server import base_model
+
+    copied = shutil.copytree(base_model.locate(base_model.EMBEDDED_ID), tmp_path / "copied")
+    assert base_model.fingerprint(copied) == base_model.EMBEDDED_FINGERPRINT
+    assert base_model.name_of(str(copied), base_model.fingerprint(copied)) == base_model.EMBEDDED_ID
 
 
 def test_native_pooling_needs_the_base_to_have_it(root: Path, bert_base: BaseModel, tmp_path: Path) -> None:

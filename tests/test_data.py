@@ -124,6 +124,34 @@ def test_a_hub_data_set_keeps_the_order_of_its_labels(tmp_path: Path, monkeypatc
     assert {row.label for row in splits.train} == {"zebra", "ant"}
 
 
+def test_a_hub_test_split_with_hidden_labels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    train = datasets.Dataset.from_dict(
+        {"text": [f"text {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}, features=features
+    )
+    hidden = datasets.Dataset.from_dict({"text": ["secret"], "label": [-1]}, features=features)
+    found = datasets.DatasetDict({"train": train, "test": hidden})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: found)
+    splits = load("hub:some/set", None, seed=0)
+    assert len(splits.test) == 8
+    assert all(row.text != "secret" for row in splits.test)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_too_few_rows_are_refused(tmp_path: Path, count: int) -> None:
+    with pytest.raises(DataError, match="too small"):
+        load(str(write_csv(tmp_path / "all.csv", count)), None, seed=0)
+
+
+def test_an_empty_second_text_is_no_pair_and_blank_lines_are_skipped(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"a {i}", "text_pair": "", "label": str(i % 2)}) for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n\n".join(lines) + "\n\n")
+    splits = load(str(tmp_path), None, seed=0)
+    assert {row.text_pair for row in splits.train} == {None}
+
+
 @pytest.mark.parametrize("name", ["device_reviews", "support_tickets"])
 def test_the_demo_corpora_are_whole(name: str) -> None:
     """No text twice, in no split, and every label well covered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,8 @@ def test_a_listener_that_raises_does_not_end_the_engine(
     for _ in range(2):
         assert engine.submit(job).result(WAIT_S).logits
     engine.close()
-    assert capsys.readouterr().err.count("listener is out") == 2
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["event"] for event in events] == ["report_failed", "report_failed"]
 
 
 def test_a_text_with_logits_that_are_not_finite_fails_alone(gate: Gate, loaded: tuple[Store, Job]) -> None:
@@ -201,6 +203,15 @@ def test_close_answers_what_is_queued(gate: Gate, loaded: tuple[Store, Job]) -> 
     assert all(future.result(0).logits for future in futures)
     with pytest.raises(EngineStopped):
         engine.submit(job)
+
+
+def test_jobs_of_an_engine_that_never_ran_are_answered_at_close(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    future = engine.submit(job)
+    engine.close()
+    with pytest.raises(EngineStopped):
+        future.result(0)
 
 
 def test_a_version_that_is_not_loaded_is_refused(gate: Gate, loaded: tuple[Store, Job]) -> None:

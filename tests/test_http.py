@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tests.seeded import make_adapter, peft_configs
 from tests.test_adapter_folder import add_manifest
 
 MAX_INPUTS = 8
+MAX_BODY_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,13 @@ def adapters(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> 
     weights = root / "cut" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     (root / "empty").mkdir()
+    (root / "odd name").mkdir()
+    os.mkdir(os.fsencode(root) + b"/\xff\xfe")
+    shutil.copytree(root / "film-reviews", root / "odd-metrics")
+    path = root / "odd-metrics" / "adapter.json"
+    record = json.loads(path.read_text())
+    metric = {"value": "n/a", "low": None, "high": 1, "num_rows": 3}
+    path.write_text(json.dumps(record | {"training": {"metrics": {"test_accuracy": metric}}}))
     return root
 
 
@@ -57,7 +66,7 @@ def service(adapters: Path, bert_base: BaseModel) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(create_app(service.desk), raise_server_exceptions=False) as client:
+    with TestClient(create_app(service.desk, MAX_BODY_BYTES), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -154,7 +163,9 @@ def test_a_refused_adapter_is_409_with_the_reason_and_listed_as_failed(client: T
     [
         ("", "inputs", "empty"),
         ("  \n", "inputs", "empty"),
-        ([], "inputs", "empty list"),
+        ([], "inputs", "0 texts"),
+        (["word1"] * 10_001, "inputs", "10001 texts"),
+        ({"text": "word1", "\ud800": 1}, "inputs", "unknown field"),
         (["word1", ""], "inputs[1]", "empty"),
         (["word1", 5], "inputs[1]", "a number"),
         (["word1", None], "inputs[1]", "null"),
@@ -218,9 +229,26 @@ def test_a_body_that_is_no_json_is_a_problem(client: TestClient, body: bytes) ->
     assert response.headers["content-type"] == "application/problem+json"
 
 
+def test_a_body_that_is_too_long_is_413(client: TestClient) -> None:
+    fitting = {"adapter_id": "film-reviews", "inputs": "x" * (MAX_BODY_BYTES - 100)}
+    assert client.post("/v1/classify", json=fitting).status_code == 200
+    response = client.post("/v1/classify", json={"adapter_id": "film-reviews", "inputs": "x" * MAX_BODY_BYTES})
+    assert response.status_code == 413
+    assert response.json()["code"] == "body_too_large"
+    assert str(MAX_BODY_BYTES) in response.json()["detail"]
+
+
+def test_a_body_of_another_type_is_415(client: TestClient) -> None:
+    response = client.post("/v1/classify", content=b"adapter_id=x", headers={"content-type": "text/plain"})
+    assert response.status_code == 415
+    assert "application/json" in response.json()["detail"]
+
+
 def test_an_unknown_route_and_a_wrong_method_are_problems(client: TestClient) -> None:
     assert client.get("/v1/nothing").json()["code"] == "not_found"
-    assert client.get("/v1/classify").json()["code"] == "method_not_allowed"
+    problem = client.get("/v1/classify").json()
+    assert problem["code"] == "method_not_allowed"
+    assert "takes POST, not GET" in problem["detail"]
 
 
 def test_a_failing_forward_pass_is_500_and_the_next_request_is_answered(
@@ -259,8 +287,17 @@ def test_health_base_and_metrics_are_served(client: TestClient, bert_base: BaseM
     assert client.get("/v1/base").json()["fingerprint"] == bert_base.fingerprint
     assert client.get("/v1/adapters/film-reviews").json()["labels"] == ["label0", "label1", "label2"]
     text = client.get("/metrics").text
-    assert 'adaptermux_adapters{status="failed"} 2.0' in text
-    assert 'adaptermux_adapters{status="ready"} 4.0' in text
+    assert 'adaptermux_adapters{status="failed"} 4.0' in text
+    assert 'adaptermux_adapters{status="ready"} 5.0' in text
+
+
+def test_odd_folders_do_not_spoil_the_list(client: TestClient) -> None:
+    response = client.get("/v1/adapters")
+    assert response.status_code == 200
+    status = {entry["adapter_id"]: entry["status"] for entry in response.json()["adapters"]}
+    assert status["odd-metrics"] == "ready"
+    assert status["odd name"] == "failed"
+    assert status["\\udcff\\udcfe"] == "failed"
 
 
 def test_metric_labels_by_adapter_are_capped(client: TestClient) -> None:
@@ -280,7 +317,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
 
 def test_a_dead_engine_fails_health_and_answers_503(adapters: Path, bert_base: BaseModel) -> None:
     settings = Settings(adapters=adapters, base=str(bert_base.folder), device="cpu", dtype="float32", threads=1)
-    with Service(settings) as service, TestClient(create_app(service.desk)) as client:
+    with Service(settings) as service, TestClient(create_app(service.desk, MAX_BODY_BYTES)) as client:
         service.engine.close()
         assert client.get("/health/live").status_code == 503
         status, problem = post(client, adapter_id="film-reviews", inputs="word1")
@@ -293,7 +330,7 @@ def test_a_full_queue_is_503_with_retry_after(adapters: Path, bert_base: BaseMod
         adapters=adapters, base=str(bert_base.folder), device="cpu", dtype="float32", threads=1, max_waiting=2
     )
     service = Service(settings)
-    with TestClient(create_app(service.desk)) as client:
+    with TestClient(create_app(service.desk, MAX_BODY_BYTES)) as client:
         response = client.post("/v1/classify", json={"adapter_id": "film-reviews", "inputs": ["word1"] * 3})
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1

@@ -60,6 +60,14 @@ def test_a_row_is_the_same_alone_and_in_a_crowd(forward: Forward, peers: list[Pe
         _assert_close(answer, forward.run([peer.job(tokens)])[0])
 
 
+def test_texts_that_end_in_the_padding_token_equal_plain_peft(forward: Forward, peers: list[Peer]) -> None:
+    """The stock decoder head looks for the last token that is not padding."""
+    texts = [(peer, tokens) for peer in peers for tokens in ([4, 20, 30, 0], [4, 20, 0, 0], [0, 9], [0])]
+    answers = forward.run([peer.job(tokens) for peer, tokens in texts])
+    for (peer, tokens), answer in zip(texts, answers, strict=True):
+        _assert_close(answer, peer.logits(tokens))
+
+
 def test_the_order_of_a_batch_does_not_matter(forward: Forward, peers: list[Peer]) -> None:
     work = [peers[i % len(peers)].job(_tokens(5 + i, i)) for i in range(20)]
     straight, reverse = forward.run(work), forward.run(work[::-1])

@@ -9,15 +9,18 @@ import pytest
 from sklearn.metrics import f1_score
 
 from server.errors import RecipeError
+from server.families import families
 from server.methods import methods
 from training.data import Row
 from training.metrics import accuracy, fit_temperature, floor_accuracy, macro_f1
 from training.recipe import Recipe, read_recipe
 
+FAMILY = families()["bert"]
+
 
 def test_defaults_are_the_methods_own() -> None:
     for method in methods().values():
-        recipe = Recipe().completed(method, 2000)
+        recipe = Recipe().settle(method, FAMILY, 2000, 512)
         assert recipe.learning_rate == method.learning_rate
         assert recipe.weight_decay == method.weight_decay
         assert recipe.epochs == 3
@@ -25,22 +28,22 @@ def test_defaults_are_the_methods_own() -> None:
 
 @pytest.mark.parametrize(("num_rows", "epochs"), [(100, 20), (600, 10), (2000, 3), (50_000, 3)])
 def test_passes_follow_the_number_of_rows(num_rows: int, epochs: int) -> None:
-    assert Recipe().completed(methods()["lora"], num_rows).epochs == epochs
+    assert Recipe().settle(methods()["lora"], FAMILY, num_rows, 512).epochs == epochs
 
 
 @pytest.mark.parametrize(("value", "fine"), [(1, True), (0, False), (4096, True), (4097, False)])
 def test_options_are_checked_at_their_limits(value: float, fine: bool) -> None:
     recipe = Recipe(options={"rank": value})
     if fine:
-        assert recipe.completed(methods()["lora"], 10).options["rank"] == value
+        assert recipe.settle(methods()["lora"], FAMILY, 10, 512).options["rank"] == value
     else:
         with pytest.raises(RecipeError, match="rank"):
-            recipe.completed(methods()["lora"], 10)
+            recipe.settle(methods()["lora"], FAMILY, 10, 512)
 
 
 def test_an_option_of_another_method_is_refused() -> None:
     with pytest.raises(RecipeError, match="`rank` is unknown to method ia3"):
-        Recipe(options={"rank": 8}).completed(methods()["ia3"], 10)
+        Recipe(options={"rank": 8}).settle(methods()["ia3"], FAMILY, 10, 512)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +100,29 @@ def test_the_temperature_undoes_overconfidence(factor: float) -> None:
     assert fit_temperature(logits * factor, truth) == pytest.approx(factor, rel=0.1)
 
 
-def test_the_temperature_stays_finite_when_every_answer_is_right() -> None:
-    logits = np.eye(3) * 10
-    assert 0.04 < fit_temperature(logits, np.arange(3)) < 21
+def test_the_temperature_stays_1_where_the_rows_cannot_tell() -> None:
+    assert fit_temperature(np.eye(3) * 10, np.arange(3)) == 1.0
+    assert fit_temperature(np.eye(3), np.arange(3)[::-1].copy()) == 1.0
+
+
+def test_the_longest_text_is_what_the_base_reads_and_512_at_most() -> None:
+    lora = methods()["lora"]
+    assert Recipe().settle(lora, FAMILY, 10, 128).max_length == 128
+    assert Recipe().settle(lora, FAMILY, 10, 131_072).max_length == 512
+    assert Recipe(max_length=600).settle(lora, FAMILY, 10, 600).max_length == 600
+    with pytest.raises(RecipeError, match="at most 600"):
+        Recipe(max_length=601).settle(lora, FAMILY, 10, 600)
+
+
+def test_rows_without_words_have_no_floor() -> None:
+    rows = [Row("a", None, "up"), Row("b", None, "down")]
+    assert floor_accuracy(rows, rows) is None
 
 
 def test_the_floor_learns_words() -> None:
     train = [Row(f"good fine {i}", None, "up") for i in range(20)] + [
         Row(f"bad poor {i}", None, "down") for i in range(20)
     ]
-    assert floor_accuracy(train, [Row("good", None, "up"), Row("poor", None, "down")]).value == 1.0
+    floor = floor_accuracy(train, [Row("good", None, "up"), Row("poor", None, "down")])
+    assert floor is not None
+    assert floor.value == 1.0

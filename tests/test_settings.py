@@ -26,9 +26,10 @@ def test_flags_win_over_the_environment_over_defaults() -> None:
         ({}, {}, "--adapters"),
         ({"adapters": "a", "port": "eighty"}, {}, "--port"),
         ({"adapters": "a", "port": "65536"}, {}, "--port"),
+        ({"adapters": "a", "max_inputs": "11", "max_waiting": "10"}, {}, "--max-waiting 10"),
         ({"adapters": "a", "dtype": "int4"}, {}, "--dtype"),
         ({"adapters": "a"}, {"ADAPTERMUX_PROT": "1"}, "did you mean ADAPTERMUX_PORT"),
-        ({"adapters": "a"}, {"ADAPTERMUX_MAX_INPUTS": "0"}, "--max-inputs"),
+        ({"adapters": "a"}, {"ADAPTERMUX_MAX_INPUTS": "0"}, "ADAPTERMUX_MAX_INPUTS"),
     ],
 )
 def test_mistakes_name_the_flag_or_variable(flags: dict[str, str], environment: dict[str, str], word: str) -> None:

@@ -171,12 +171,13 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
     [
         ({"--data": "nowhere"}, 1, "nowhere"),
         ({"--data": "hub:no/such-set"}, 1, "no/such-set"),
-        ({"--method": "lorra"}, 1, "lora"),
+        ({"--method": "lorra"}, 2, "lora"),
         ({"--base": "./nowhere"}, 1, "nowhere"),
         ({"--train-rows": 0}, 2, "--train-rows"),
         ({"--train-rows": 10_000}, 1, "10000"),
         ({"--text-column": "txet"}, 1, "did you mean `text`"),
         ({"--recipe": "missing.toml"}, 2, "missing.toml"),
+        ({"--report-to": "carrier-pigeon"}, 2, "carrier-pigeon"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_write_nothing(
@@ -194,6 +195,52 @@ def test_mistakes_end_with_one_sentence_and_write_nothing(
     assert word in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_the_server_would_not_serve_is_refused(
+    base_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", corpus, "--method", "lora", "--base", base_folders["bert"])
+    assert run("--output", tmp_path / "my adapter", *arguments) == 1
+    assert "my adapter" in capsys.readouterr().err
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(
+    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", corpus, "--method", "ia3", "--base", base_folders["bert"], "--recipe", recipe)
+    trained(tmp_path / "a", *arguments, "--work-dir", tmp_path / "work")
+    assert run("--output", tmp_path / "b", *arguments, "--work-dir", tmp_path / "work", "--seed", 7) == 2
+    assert "another seed" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_base_trains_in_full_precision(
+    dtype: torch.dtype, base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    half = tmp_path / "half"
+    AutoModel.from_pretrained(base_folders["bert"], dtype=dtype).save_pretrained(half)
+    (half / "tokenizer.json").write_bytes((base_folders["bert"] / "tokenizer.json").read_bytes())
+    manifest = trained(tmp_path / "a", "--data", corpus, "--method", "lora", "--base", half, "--recipe", recipe)
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    assert manifest.base_name == "half"
+
+
+def test_a_run_that_diverges_writes_nothing(
+    base_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"learning_rate": 1e30, "head_learning_rate": 1e30, "epochs": 1, "precision": "float32"}')
+    arguments = ("--data", corpus, "--method", "lora", "--base", base_folders["bert"], "--recipe", path)
+    assert run("--output", tmp_path / "a", *arguments) == 1
+    assert "diverged" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_an_output_in_the_way_is_kept_unless_told(

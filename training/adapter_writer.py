@@ -10,17 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 
+import torch
 from peft import PeftModel
 
 from server import manifest as manifest_format
-from server.errors import DataError
-from server.manifest import Manifest
+from server.errors import DataError, TrainingFailed
+from server.manifest import ADAPTER_ID, Manifest
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
     """Refuse an output that is in the way, before any time is spent. Raises DataError."""
+    if not ADAPTER_ID.fullmatch(folder.name):
+        raise DataError(f"output `{folder.name}` is no adapter name; take 1 to 128 of A-Z a-z 0-9 . _ -")
     if folder.exists() and not overwrite:
         raise DataError(f"output `{folder}` exists already; choose another name or pass --overwrite")
 
@@ -30,6 +33,8 @@ def write(model: PeftModel, draft: Manifest, folder: Path) -> Manifest:
 
     Returns the manifest with the hash of the weights filled in.
     """
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        raise TrainingFailed("the weights are not finite any more: training diverged; take a lower learning rate")
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -81,6 +86,7 @@ Serve it with `adaptermux-serve --adapters FOLDER`, where FOLDER holds this fold
 was trained on {manifest.pooling} pooling, so the base is loaded with adaptermux's small model class:
 
 ```python
+import torch
 from peft import PeftModel
 from training.model import PooledClassifier
 

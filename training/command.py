@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server import __version__
-from server.errors import AdaptermuxError, RecipeError
+from server.errors import AdaptermuxError, MethodUnsupported, RecipeError
 
 if TYPE_CHECKING:
     from training.run import Outcome
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = make_parser().parse_args(arguments)
     try:
         return _run(flags)
-    except RecipeError as error:
+    except (RecipeError, MethodUnsupported) as error:
         print(f"adaptermux-train: {error}", file=sys.stderr)
         return 2
     except AdaptermuxError as error:
@@ -90,7 +90,8 @@ def _run(flags: argparse.Namespace) -> int:
             show_progress=not flags.quiet,
         )
     )
-    print(json.dumps(_record(outcome), indent=2) if flags.json else _table(outcome))
+    if outcome is not None:
+        print(json.dumps(_record(outcome), indent=2) if flags.json else _table(outcome))
     return 0
 
 
@@ -116,6 +117,8 @@ def _table(outcome: Outcome) -> str:
         "floor_test_accuracy": "floor: TF-IDF + logistic regression",
     }
     for key, name in names.items():
-        metric = facts.metrics[key]
+        metric = facts.metrics.get(key)
+        if metric is None:
+            continue
         lines.append(f"  {name:<36} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  n={metric.num_rows}")
     return "\n".join(lines)

@@ -78,7 +78,9 @@ def load(spec: str, train_rows: int | None, seed: int, columns: Columns | None =
         if train_rows > len(rest):
             raise DataError(f"`{spec}` has {len(rest)} training rows beside those for validation, not {train_rows}")
         rest, _ = take(rest, train_rows, rng)
-    for split, rows in (("validation", validation), ("test", test)):
+    for split, rows in (("training", rest), ("validation", validation), ("test", test)):
+        if not rows:
+            raise DataError(f"`{spec}` is too small: no row is left for {split}")
         unknown = {row.label for row in rows} - set(labels)
         if unknown:
             raise DataError(f"`{spec}`: {split} has the label `{min(unknown)}`, which no training row has")
@@ -125,7 +127,9 @@ def _read_file(path: Path, columns: Columns) -> list[Row]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
                 return _rows(csv.DictReader(file, strict=True), columns, str(path))
-            return _rows((_object(line, path, number) for number, line in enumerate(file, 1)), columns, str(path))
+            return _rows(
+                (_object(line, path, number) for number, line in enumerate(file, 1) if line.strip()), columns, str(path)
+            )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"`{path}` cannot be read: {error}") from error
 
@@ -157,10 +161,15 @@ def _from_hub(spec: str, columns: Columns) -> tuple[str, dict[str, list[Row]], l
     order = list(getattr(found["train"].features[label], "names", []))
     splits = {}
     for split in ("train", "validation", "test"):
-        if split in found:
+        if split in found and (split == "train" or _is_labelled(found[split][label], order)):
             records = ({**record, label: order[record[label]] if order else record[label]} for record in found[split])
             splits[split] = _rows(records, columns, f"{spec} {split}")
     return name, splits, order
+
+
+def _is_labelled(values: Sequence[object], order: Sequence[str]) -> bool:
+    """Public test splits often hide their labels: they are all -1 there."""
+    return not order or all(isinstance(value, int) and 0 <= value < len(order) for value in values)
 
 
 def _rows(records: Iterable[Mapping[str, object]], columns: Columns, source: str) -> list[Row]:
@@ -178,7 +187,7 @@ def _rows(records: Iterable[Mapping[str, object]], columns: Columns, source: str
         if value is None or str(value) == "":
             raise DataError(f"`{source}` row {number}: `{label}` is empty")
         second = record.get(pair) if pair else None
-        rows.append(Row(first, str(second) if second is not None else None, str(value)))
+        rows.append(Row(first, str(second) if second else None, str(value)))
     if not rows:
         raise DataError(f"`{source}` has no rows")
     return rows

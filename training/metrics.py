@@ -13,6 +13,7 @@ from training.data import Row
 
 Z95 = 1.959964
 RESAMPLES = 1000
+LOG_BOUND = math.log(20)
 
 
 def accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Metric:
@@ -26,7 +27,8 @@ def accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Metric:
 def macro_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int, seed: int = 0) -> Metric:
     """Mean F1 over the labels that occur, with a percentile bootstrap over rows."""
     rng, n = np.random.default_rng(seed), len(truth)
-    samples = [_macro_f1(truth[rows], predicted[rows], num_labels) for rows in rng.integers(0, n, (RESAMPLES, n))]
+    draws = (rng.integers(0, n, n) for _ in range(RESAMPLES))
+    samples = [_macro_f1(truth[rows], predicted[rows], num_labels) for rows in draws]
     low, high = np.percentile(samples, [2.5, 97.5])
     return Metric(_macro_f1(truth, predicted, num_labels), float(low), float(high), n)
 
@@ -35,9 +37,12 @@ def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> fl
     """The temperature that makes softmax(logits / T) fit best, by likelihood (Guo et al. 2017, section 4.2).
 
     logits [rows, labels] of rows that were not trained on. The likelihood is unimodal in 1 / T, so a
-    golden-section search over log T within 1/20 to 20 finds it.
+    golden-section search over log T finds it. Where every row is right, or the search runs to a bound,
+    the rows cannot tell, and the temperature stays 1.
     """
-    low, high, ratio = -math.log(20), math.log(20), (math.sqrt(5) - 1) / 2
+    if bool((logits.argmax(1) == truth).all()):
+        return 1.0
+    low, high, ratio = -LOG_BOUND, LOG_BOUND, (math.sqrt(5) - 1) / 2
 
     def loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
@@ -47,11 +52,15 @@ def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> fl
     while high - low > 1e-4:
         step = ratio * (high - low)
         low, high = (low, low + step) if loss(high - step) < loss(low + step) else (high - step, high)
-    return round(math.exp((low + high) / 2), 4)
+    found = (low + high) / 2
+    return round(math.exp(found), 4) if abs(found) < LOG_BOUND - 0.01 else 1.0
 
 
-def floor_accuracy(train: Sequence[Row], test: Sequence[Row]) -> Metric:
-    """A linear model on TF-IDF of words and word pairs: what an adapter must beat to be worth its cost."""
+def floor_accuracy(train: Sequence[Row], test: Sequence[Row]) -> Metric | None:
+    """A linear model on TF-IDF of words and word pairs: what an adapter must beat to be worth its cost.
+
+    None where no such model can be fitted: the rows have no words, or one label only.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -59,7 +68,10 @@ def floor_accuracy(train: Sequence[Row], test: Sequence[Row]) -> Metric:
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
-    model.fit([_joined(row) for row in train], [row.label for row in train])
+    try:
+        model.fit([_joined(row) for row in train], [row.label for row in train])
+    except ValueError:
+        return None
     predicted = model.predict([_joined(row) for row in test])
     right = np.array([guess == row.label for guess, row in zip(predicted, test, strict=True)], dtype=np.int64)
     return accuracy(np.ones_like(right), right)

@@ -28,12 +28,16 @@ class PooledClassifier(PreTrainedModel):
     @staticmethod
     def load(base: str, num_labels: int, pooling: Pooling) -> PreTrainedModel:
         """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class."""
-        _, folder = locate(base)
+        folder = locate(base)
         if pooling == "native":
-            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels)
+            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=num_labels, dtype=torch.float32
+            )
             return native
         family = family_of_folder(folder)
-        model: PreTrainedModel = _class_for(family, pooling).from_pretrained(folder, num_labels=num_labels)
+        model: PreTrainedModel = _class_for(family, pooling).from_pretrained(
+            folder, num_labels=num_labels, dtype=torch.float32
+        )
         return model
 
     def __init__(self, config: Any) -> None:

@@ -6,18 +6,39 @@ import difflib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import RecipeError
+from server.families import Family
 from server.manifest import Pooling
 from server.methods import Method
 
 # About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
 SAMPLES = 6000
 MIN_EPOCHS, MAX_EPOCHS = 3, 20
+DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe with nothing left open; the manifest records it."""
+
+    options: Mapping[str, float]
+    learning_rate: float
+    head_learning_rate: float
+    epochs: float
+    batch_size: int
+    weight_decay: float
+    warmup: float
+    max_grad_norm: float
+    max_length: int
+    pooling: Pooling
+    precision: str
 
 
 class Recipe(BaseModel):
@@ -40,21 +61,31 @@ class Recipe(BaseModel):
     """Share of the steps over which the learning rates rise; they fall linearly to 0 afterwards."""
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int | None = Field(None, ge=2)
-    """Tokens a text is cut to; null takes what the base model can read."""
+    """Tokens a text is cut to; null takes what the base model can read, at most 512."""
     pooling: Pooling | None = None
     """null takes the family's default: mean for encoders, last for decoders."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto computes in bfloat16 where the hardware multiplies it."""
 
-    def completed(self, method: Method[Any], num_rows: int) -> Recipe:
-        """The recipe with the method's and the data's defaults filled in. Raises RecipeError."""
-        return self.model_copy(
-            update={
-                "options": self._options(method),
-                "learning_rate": self.learning_rate or method.learning_rate,
-                "weight_decay": method.weight_decay if self.weight_decay is None else self.weight_decay,
-                "epochs": self.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(SAMPLES / num_rows))),
-            }
+    def settle(self, method: Method[Any], family: Family, num_rows: int, length_limit: int) -> Plan:
+        """Fill in the defaults of the method, the family and the data. Raises RecipeError.
+
+        length_limit: tokens that the base model can read.
+        """
+        if self.max_length is not None and self.max_length > length_limit:
+            raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
+        return Plan(
+            options=self._options(method),
+            learning_rate=self.learning_rate or method.learning_rate,
+            head_learning_rate=self.head_learning_rate,
+            epochs=self.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(SAMPLES / num_rows))),
+            batch_size=self.batch_size,
+            weight_decay=method.weight_decay if self.weight_decay is None else self.weight_decay,
+            warmup=self.warmup,
+            max_grad_norm=self.max_grad_norm,
+            max_length=self.max_length or min(length_limit, DEFAULT_MAX_LENGTH),
+            pooling=self.pooling or family.default_pooling,
+            precision=self.precision,
         )
 
     def _options(self, method: Method[Any]) -> dict[str, float]:

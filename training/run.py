@@ -1,10 +1,12 @@
-"""Train one adapter: a recipe on a data set, measured on validation and test, written as a folder."""
+"""Train one adapter: a plan on a data set, measured on validation and test, written as a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -26,6 +29,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -38,7 +42,7 @@ from server.tokenizer import Tokenizer
 from training import adapter_writer, metrics
 from training.data import Columns, Row, Splits, load
 from training.model import PooledClassifier
-from training.recipe import Recipe
+from training.recipe import Plan, Recipe
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 EVALUATION_BATCH = 64
@@ -70,92 +74,121 @@ class Outcome:
     folder: Path
     manifest: Manifest
     num_parameters: int
-    floor: Metric
 
 
-def train(run: Run) -> Outcome:
-    """Train, measure and write one adapter. Raises DataError, RecipeError or BaseModelError."""
+def train(run: Run) -> Outcome | None:
+    """Train, measure and write one adapter. Raises DataError, RecipeError, BaseModelError or TrainingFailed.
+
+    Under a launcher with several processes every one of them calls this; the first writes and returns the outcome.
+    """
     adapter_writer.check_target(run.output, run.overwrite)
+    _check_tracker(run.report_to)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     method = method_named(run.method)
-    names, folder = base_model.locate(run.base)
+    folder = base_model.locate(run.base)
+    fingerprint = base_model.fingerprint(folder)
     family = base_model.family_of_folder(folder)
     splits = load(run.data, run.train_rows, run.seed, run.columns)
-    recipe = run.recipe.completed(method, len(splits.train))
-    max_length = _max_length(recipe, folder)
+    limit = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+    plan = run.recipe.settle(method, family, len(splits.train), limit)
+    if run.work is not None:
+        _claim(run.work, method, plan, splits, run.seed, fingerprint)
+    floor = metrics.floor_accuracy(splits.train, splits.test)
 
-    set_seed(run.seed)
-    model, pooling = _make_model(run, recipe, method, family, len(splits.labels))
     tokenizer = Tokenizer(folder)
-    sets = {name: _Texts(rows, splits.labels, tokenizer, max_length) for name, rows in _by_name(splits).items()}
+    sets = {name: _Texts(rows, splits.labels, tokenizer, plan) for name, rows in _by_name(splits).items()}
+    set_seed(run.seed)
+    model = _make_model(run, plan, method, family, sets["train"])
     with TemporaryDirectory() as scratch:
-        trainer = _make_trainer(run, recipe, model, family, sets, run.work or Path(scratch))
+        trainer = _make_trainer(run, plan, model, family, sets, run.work or Path(scratch))
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=_last_checkpoint(run.work))
         train_s = time.perf_counter() - began
         measured, temperature = _measure(trainer, sets, splits)
-    facts = TrainingFacts(
+        if not trainer.is_world_process_zero():
+            return None
+    draft = Manifest(
+        method=method.name,
+        labels=splits.labels,
+        problem_type="single_label",
+        max_length=plan.max_length,
+        pooling=plan.pooling,
+        temperature=temperature,
+        base_name=base_model.name_of(run.base, fingerprint),
+        base_fingerprint=fingerprint,
+        weights_sha256="",
+        training=_facts(splits, run.seed, plan, measured | ({"floor_test_accuracy": floor} if floor else {}), train_s),
+    )
+    manifest = adapter_writer.write(model, draft, run.output)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Outcome(run.output, manifest, trained)
+
+
+def _facts(splits: Splits, seed: int, plan: Plan, measured: Mapping[str, Metric], train_s: float) -> TrainingFacts:
+    return TrainingFacts(
         data_set=splits.name,
         num_train_rows=len(splits.train),
         num_validation_rows=len(splits.validation),
-        seed=run.seed,
-        recipe=recipe.model_copy(update={"pooling": pooling, "max_length": max_length}).model_dump(),
+        seed=seed,
+        recipe=asdict(plan),
         metrics=measured,
         train_s=round(train_s, 3),
         code_version=__version__,
         library_versions={name: version(name) for name in LIBRARIES},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    draft = Manifest(
-        method=method.name,
-        labels=splits.labels,
-        problem_type="single_label",
-        max_length=max_length,
-        pooling=pooling,
-        temperature=temperature,
-        base_name=names[0],
-        base_fingerprint=base_model.fingerprint(folder),
-        weights_sha256="",
-        training=facts,
-    )
-    manifest = adapter_writer.write(model, draft, run.output)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Outcome(run.output, manifest, trained, measured["floor_test_accuracy"])
 
 
-def _max_length(recipe: Recipe, folder: Path) -> int:
-    from transformers import AutoConfig
-
-    limit = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
-    if recipe.max_length is not None and recipe.max_length > limit:
-        raise RecipeError(f"`max_length` is {recipe.max_length}, the base model reads at most {limit} tokens")
-    return recipe.max_length or limit
+def _check_tracker(name: str) -> None:
+    known = ["none", *get_available_reporting_integrations()]
+    if name not in known:
+        raise RecipeError(f"tracker `{name}` is unknown or not installed; there are: {', '.join(known)}")
 
 
-def _make_model(
-    run: Run, recipe: Recipe, method: Method[Any], family: Family, num_labels: int
-) -> tuple[PeftModel, Any]:
-    pooling = recipe.pooling or family.default_pooling
-    base = PooledClassifier.load(run.base, num_labels, pooling)
+def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: int, fingerprint: str) -> None:
+    """Tie a folder of checkpoints to one run, so that no other run goes on from them. Raises RecipeError."""
+    rows = hashlib.sha256(repr((splits.labels, splits.train, splits.validation)).encode()).hexdigest()
+    identity = {
+        "method": method.name,
+        "recipe": asdict(plan),
+        "seed": seed,
+        "rows_sha256": rows,
+        "base_fingerprint": fingerprint,
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "run.json"
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name in identity if held.get(name) != identity[name]]
+        if different:
+            raise RecipeError(
+                f"`{work}` holds the checkpoints of a run with another {different[0]}; take another --work-dir"
+            )
+    path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts: _Texts) -> PeftModel:
+    base = PooledClassifier.load(run.base, texts.num_labels, plan.pooling)
     if base.config.pad_token_id is None:
-        base.config.pad_token_id = 0
-    model = get_peft_model(base, method.peft_config(family, recipe.options))
-    return model, pooling
+        # the stock decoder heads look for padding by its id: take one that no text has
+        used = texts.token_ids()
+        base.config.pad_token_id = next(i for i in range(base.config.vocab_size) if i not in used)
+    return get_peft_model(base, method.peft_config(family, plan.options))
 
 
 def _make_trainer(
-    run: Run, recipe: Recipe, model: PeftModel, family: Family, sets: Mapping[str, _Texts], folder: Path
+    run: Run, plan: Plan, model: PeftModel, family: Family, sets: Mapping[str, _Texts], folder: Path
 ) -> Trainer:
     device = base_model.choose_device("auto")
-    bf16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and base_model.has_bfloat16(device))
+    bf16 = plan.precision == "bfloat16" or (plan.precision == "auto" and base_model.has_bfloat16(device))
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs or 0,
-        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=plan.epochs,
+        per_device_train_batch_size=plan.batch_size,
         per_device_eval_batch_size=EVALUATION_BATCH,
-        warmup_steps=recipe.warmup,
-        max_grad_norm=recipe.max_grad_norm,
+        warmup_steps=plan.warmup,
+        max_grad_norm=plan.max_grad_norm,
         lr_scheduler_type="linear",
         bf16=bf16,
         use_cpu=device.type == "cpu",
@@ -180,8 +213,10 @@ def _make_trainer(
         compute_metrics=lambda result: {
             "accuracy": float((np.asarray(result.predictions).argmax(-1) == result.label_ids).mean())
         },
-        optimizers=(_make_optimizer(model, recipe, family), None),
+        optimizers=(_make_optimizer(model, plan, family), None),
     )
+    # our loss is a mean already; otherwise it is multiplied by the number of processes, and clipped so
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     if run.show_progress:
         trainer.remove_callback(ProgressCallback)
@@ -189,19 +224,19 @@ def _make_trainer(
     return trainer
 
 
-def _make_optimizer(model: PeftModel, recipe: Recipe, family: Family) -> torch.optim.Optimizer:
+def _make_optimizer(model: PeftModel, plan: Plan, family: Family) -> torch.optim.Optimizer:
     """AdamW with the head in a group of its own: it begins at random and needs a rate of its own."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     is_head = f".{family.head}."
     groups: list[dict[str, Any]] = [
         {
             "params": [parameter for name, parameter in named if is_head not in name],
-            "lr": recipe.learning_rate,
-            "weight_decay": recipe.weight_decay,
+            "lr": plan.learning_rate,
+            "weight_decay": plan.weight_decay,
         },
         {
             "params": [parameter for name, parameter in named if is_head in name],
-            "lr": recipe.head_learning_rate,
+            "lr": plan.head_learning_rate,
             "weight_decay": HEAD_WEIGHT_DECAY,
         },
     ]
@@ -219,7 +254,6 @@ def _measure(trainer: Trainer, sets: Mapping[str, _Texts], splits: Splits) -> tu
         measured[f"{name}_macro_f1"] = metrics.macro_f1(truth, logits.argmax(-1), len(splits.labels))
         if name == "validation":
             temperature = metrics.fit_temperature(logits, truth)
-    measured["floor_test_accuracy"] = metrics.floor_accuracy(splits.train, splits.test)
     return measured, temperature
 
 
@@ -234,14 +268,19 @@ def _last_checkpoint(work: Path | None) -> str | None:
 class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as token ids, with the tokenizer that the server uses."""
 
-    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> None:
+    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Tokenizer, plan: Plan) -> None:
+        self.num_labels = len(labels)
         index = {label: position for position, label in enumerate(labels)}
         self.items: list[dict[str, Any]] = []
         for row in rows:
-            encoded = tokenizer.encode(row.text, row.text_pair, max_length, truncate=True, field="text")
+            encoded = tokenizer.encode(row.text, row.text_pair, plan.max_length, truncate=True, field="text")
             self.items.append(
                 {"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": index[row.label]}
             )
+
+    def token_ids(self) -> set[int]:
+        """Every token that occurs."""
+        return {token for item in self.items for token in item["input_ids"]}
 
     def __len__(self) -> int:
         return len(self.items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ class Family(ABC):
     """Attribute of the classification model that holds the head."""
     head_has_bias: ClassVar[bool]
     default_pooling: ClassVar[Pooling]
-    is_causal: ClassVar[bool]
     uses_type_ids: ClassVar[bool]
     token_sites: ClassVar[re.Pattern[str]]
     """Linear layers of the backbone that see every token."""
@@ -41,9 +41,9 @@ class Family(ABC):
     ia3_feedforward: ClassVar[str]
 
     @abstractmethod
-    def native_pool(self, first: Tensor, last: Tensor, pool: nn.Module | None) -> Tensor:
-        """Pool as the architecture's own head does.
+    def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
+        """Which token of a text the architecture's own head reads."""
 
-        first, last [rows, hidden]: hidden states of the first and the last token of each sequence.
-        Returns [rows, hidden].
-        """
+    @abstractmethod
+    def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
+        """What the architecture's own head makes of those tokens' hidden states; [texts, hidden] to the same."""

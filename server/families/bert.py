@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ class Bert(Family):
     head = "classifier"
     head_has_bias = True
     default_pooling = "mean"
-    is_causal = False
     uses_type_ids = True
     token_sites = re.compile(
         r"encoder\.layer\.\d+\."
@@ -30,9 +30,12 @@ class Bert(Family):
     ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
     ia3_feedforward = r".*layer\.\d+\.output\.dense"
 
-    def native_pool(self, first: Tensor, last: Tensor, pool: nn.Module | None) -> Tensor:
+    def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
+        return 0
+
+    def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
         assert pool is not None, "a BERT without pooler weights was let through; this is a bug"
-        pooled: Tensor = pool.activation(pool.dense(first))  # type: ignore[operator]
+        pooled: Tensor = pool.activation(pool.dense(hidden))  # type: ignore[operator]
         return pooled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -18,15 +19,18 @@ class Llama(Family):
     head = "score"
     head_has_bias = False
     default_pooling = "last"
-    is_causal = True
     uses_type_ids = False
     token_sites = re.compile(r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
     lora_targets = ("q_proj", "v_proj")
     ia3_targets = r".*\.(k_proj|v_proj|down_proj)"
     ia3_feedforward = r".*\.down_proj"
 
-    def native_pool(self, first: Tensor, last: Tensor, pool: nn.Module | None) -> Tensor:
-        return last
+    def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
+        """The last token that is not padding, even where a text itself ends in the padding token."""
+        return next((i for i in reversed(range(len(token_ids))) if token_ids[i] != pad_id), 0)
+
+    def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
+        return hidden
 
 
 FAMILY = Llama()

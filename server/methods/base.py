@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
+import regex
 from torch import Tensor
 
-from server.errors import MethodUnsupported
+from server.errors import AdapterDamaged, MethodUnsupported
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -27,6 +28,7 @@ KEY_PREFIX = "base_model.model."
 """What PEFT puts in front of every module name in `adapter_model.safetensors`."""
 
 MAX_RANK = 4096
+PATTERN_LIMIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Method(ABC, Generic[Row]):
     """Training options: name -> (default, lowest, highest)."""
     roles: ClassVar[tuple[str, ...]]
     """The tensors an adapter has at each of its sites: what follows the site's name in the file."""
-    inert_fields: ClassVar[frozenset[str]]
-    """Fields of `adapter_config.json` that this method reads itself or that cannot change its answers."""
+    known_fields: ClassVar[frozenset[str]]
+    """Fields of `adapter_config.json` that this method reads, or that only matter in training."""
 
     def check_config(self, config: Mapping[str, object]) -> None:
         """Refuse every option that would change the result and is not implemented here.
@@ -67,7 +69,7 @@ class Method(ABC, Generic[Row]):
         Fields that are absent, null, false or empty are off. Raises MethodUnsupported naming the field.
         """
         for name, value in config.items():
-            if name in COMMON_FIELDS or name in self.inert_fields or value in (None, False, "", [], {}):
+            if name in COMMON_FIELDS or name in self.known_fields or value in (None, False, "", [], {}):
                 continue
             raise MethodUnsupported(f"`{name}: {value!r}` in adapter_config.json is not supported for {self.name}")
 
@@ -108,4 +110,39 @@ COMMON_FIELDS = frozenset(
         "task_type",
     )
 )
-"""Fields of every PEFT configuration that do not touch the maths of the loaded tensors."""
+"""Fields of every PEFT configuration: read elsewhere, or without effect on a loaded adapter."""
+
+
+def check_target(config: Mapping[str, object], site: str) -> None:
+    """Refuse weights at a site that the configuration does not target: plain peft would leave them out."""
+    targets = config.get("target_modules")
+    if targets in (None, "all-linear"):
+        return
+    if isinstance(targets, str):
+        found = matches(targets, site, "target_modules", whole=True)
+    elif isinstance(targets, list) and all(isinstance(target, str) for target in targets):
+        found = any(site == target or site.endswith(f".{target}") for target in targets)
+    else:
+        raise AdapterDamaged(
+            f"`target_modules` in adapter_config.json is {targets!r}, it must be a string or a list of them"
+        )
+    if not found:
+        raise AdapterDamaged(
+            f"the file has weights for `{site}`, which `target_modules` in adapter_config.json leaves out"
+        )
+
+
+def matches(pattern: str, name: str, field: str, whole: bool) -> bool:
+    """Whether a regular expression of a configuration matches a site's name: all of it, or its end as peft does it.
+
+    Expressions come from folders that nobody has vouched for: one that is wrong or takes too long is refused.
+    """
+    expression = pattern if whole else rf"(.*\.)?({pattern})"
+    try:
+        return regex.fullmatch(expression, name, timeout=PATTERN_LIMIT_S) is not None
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise AdapterDamaged(f"`{field}` has {pattern!r}, which is no regular expression: {error}") from error
+    except TimeoutError as error:
+        raise AdapterDamaged(
+            f"`{field}` has {pattern!r}, which takes more than {PATTERN_LIMIT_S} s to match"
+        ) from error

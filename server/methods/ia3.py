@@ -32,7 +32,7 @@ class Ia3(Method[Ia3Row]):
     roles = (SCALE,)
     learning_rate = 3e-2
     weight_decay = 0.0  # the vectors begin at 1: decay would pull them away from changing nothing
-    inert_fields = frozenset(("feedforward_modules", "init_ia3_weights"))
+    known_fields = frozenset(("feedforward_modules", "init_ia3_weights"))
 
     def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
         on_input = stored[:1] == (1,) and site.out_features != 1

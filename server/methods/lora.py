@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
-from server.methods.base import MAX_RANK, Method, Segment, Site
+from server.methods.base import MAX_RANK, Method, Segment, Site, matches
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
 
+MAX_NUMBER = 1e30
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 
 # These start from factors of W0 and change the base weights, which we do not have
@@ -38,7 +38,7 @@ class Lora(Method[LoraRow]):
     roles = (DOWN, UP)
     learning_rate = 5e-3
     options: ClassVar = {"rank": (8, 1, MAX_RANK), "alpha": (16, 0.001, 65536), "dropout": (0.0, 0.0, 0.9)}
-    inert_fields = frozenset(
+    known_fields = frozenset(
         (
             "alpha_pattern",
             "eva_config",
@@ -102,15 +102,11 @@ class Lora(Method[LoraRow]):
         if not isinstance(overrides, Mapping):
             raise AdapterDamaged(f"`{pattern}` in adapter_config.json must be an object")
         for key, override in overrides.items():
-            try:
-                matched = re.match(rf"(.*\.)?({key})$", site)
-            except re.error as error:
-                raise AdapterDamaged(f"`{pattern}` has the key {key!r}, which is no regular expression") from error
-            if matched:
+            if matches(key, site, pattern, whole=False):
                 value = override
                 break
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise AdapterDamaged(f"`{field}` of `{site}` is {value!r}, it must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < MAX_NUMBER:
+            raise AdapterDamaged(f"`{field}` of `{site}` is {value!r:.40}, it must be a number")
         return float(value)
 
 
