@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server import attention
+from server import attention, base_model
 from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
@@ -158,6 +158,4 @@ class _After:
 
 def load_base(spec: str, device: str = "auto", dtype: str = "auto") -> BaseModel:
     """Load a base model for `Forward`."""
-    from server import base_model
-
     return base_model.load(spec, device, dtype, attention=attention.NAME)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server import adapter_folder
-from server.base_model import BaseModel
+from server.base_model import EMBEDDED_ID, BaseModel
 from server.forward import Forward, load_base
 from server.store import Store
 from tests.seeded import MAX_LENGTH, VOCABULARY, Peer, make_adapter, peft_configs
@@ -89,6 +89,21 @@ def test_own_poolings_equal_the_training_model(
             work.append(peer.job(_tokens(length, length)))
             oracles.append(peer.logits(_tokens(length, length)))
     for answer, oracle_answer in zip(forward.run(work), oracles, strict=True):
+        _assert_close(answer, oracle_answer)
+
+
+def test_the_embedded_base_model_equals_plain_peft_too(tmp_path: Path) -> None:
+    base = load_base(EMBEDDED_ID, "cpu", "float32")
+    forward, store, configs = Forward(base), Store(base), peft_configs("bert")
+    work, expected = [], []
+    for seed, name in enumerate(("lora-qv", "lora-all", "lora-rs", "ia3-paper")):
+        oracle = make_adapter(tmp_path / name, base.folder, configs[name], 2 + seed, seed)
+        peer = Peer(store.load(adapter_folder.read(tmp_path, name, base)), oracle)
+        for length in (1, 23, 128):
+            tokens = [101, *_tokens(length, seed), 102]
+            work.append(peer.job(tokens))
+            expected.append(peer.logits(tokens))
+    for answer, oracle_answer in zip(forward.run(work), expected, strict=True):
         _assert_close(answer, oracle_answer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
+    # peft reads a property that transformers has renamed; the user can do nothing about it
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     from training.data import Columns
     from training.recipe import Recipe, read_recipe
     from training.run import Run, train
