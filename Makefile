@@ -26,7 +26,8 @@ $(ADAPTERS)/device-reviews: | $(VENV)/.train
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/device_reviews --method lora --output $@ --seed 0
 
 $(ADAPTERS)/support-tickets: | $(VENV)/.train
-	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/support_tickets --method ia3 --output $@ --seed 0 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/support_tickets --method ia3 --output $@ --seed 0 --quiet \
+	    --recipe training/data/support_tickets/recipe.toml
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest
