@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from server import manifest as manifest_format
@@ -26,13 +23,13 @@ from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, Pa
 from server.manifest import ADAPTER_ID, FILE_NAME, Manifest
 from server.methods import Method, method_of
 from server.methods.base import KEY_PREFIX, check_target
+from server.weights_file import STORED_DTYPES, TensorSpec, load_tensors, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 MAX_TEXT_BYTES = 16 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
-STORED_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +64,13 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
     method.check_config(config)
     if config.get("task_type") not in (None, "SEQ_CLS"):
         raise MethodUnsupported(f"`task_type` is {config['task_type']!r}; this server classifies text (SEQ_CLS)")
-    specs = _read_header(files[WEIGHTS_FILE])
+    specs = read_header(files[WEIGHTS_FILE])
     keys, head_keys = _sort_keys(specs, method, base)
     _check_adapter({place: specs[key].shape for place, key in keys.items()}, method, config, base)
     head = {part: specs[key].shape for part, key in head_keys.items()}
     _check_head(head["weight"], head.get("bias"), base)
     data = _read_bytes(files[WEIGHTS_FILE], MAX_WEIGHTS_BYTES)
-    tensors = _load_tensors(data, specs)
+    tensors = load_tensors(data, specs, WEIGHTS_FILE)
     weights_sha256 = hashlib.sha256(data).hexdigest()
 
     own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
@@ -99,14 +96,6 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         head_bias=tensors[head_keys["bias"]] if "bias" in head_keys else None,
         warnings=tuple(warnings),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    """What a file's header says of one tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def _open_folder(root: Path, name: str) -> dict[str, Path]:
@@ -164,48 +153,8 @@ def _parse_config(data: bytes) -> dict[str, object]:
     return config
 
 
-def _read_header(path: Path) -> dict[str, _Spec]:
-    """What a safetensors file says it holds: enough to refuse it before its weights are read.
-
-    The format: 8 bytes of header length, a JSON object of tensors, then their bytes without gaps.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= MAX_TEXT_BYTES:
-                raise ValueError(f"its header has {length} bytes")
-            record = json.loads(file.read(length))
-            size = path.stat().st_size - 8 - length
-        specs = {
-            key: _Spec(str(tensor["dtype"]), tuple(int(part) for part in tensor["shape"]))
-            for key, tensor in record.items()
-            if key != "__metadata__"
-        }
-        end = max((int(record[key]["data_offsets"][1]) for key in specs), default=0)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise AdapterDamaged(f"`{WEIGHTS_FILE}` cannot be read: {error!r}") from error
-    if end != size:
-        raise AdapterDamaged(
-            f"`{WEIGHTS_FILE}` cannot be read: it holds {size} bytes of weights, its header says {end}"
-        )
-    return specs
-
-
-def _load_tensors(data: bytes, specs: Mapping[str, _Spec]) -> dict[str, Tensor]:
-    try:
-        tensors = load_safetensors(data)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise AdapterDamaged(f"`{WEIGHTS_FILE}` cannot be read: {error}") from error
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {key: specs[key].shape for key in specs}:
-        raise AdapterDamaged(f"`{WEIGHTS_FILE}` changed while it was read")
-    for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterDamaged(f"tensor `{key}` holds values that are not finite")
-    return tensors
-
-
 def _sort_keys(
-    specs: Mapping[str, _Spec], method: Method[Any], base: BaseModel
+    specs: Mapping[str, TensorSpec], method: Method[Any], base: BaseModel
 ) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
     """Tell the adapter's tensors, by (site, role), from the head's `weight` and `bias`; nothing may be left over."""
     keys: dict[tuple[str, str], str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     PrinterCallback,
@@ -43,6 +41,7 @@ from training import adapter_writer, metrics
 from training.data import Columns, Row, Splits, load
 from training.model import PooledClassifier
 from training.recipe import Plan, Recipe
+from training.texts import Padding, Texts
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 EVALUATION_BATCH = 64
@@ -97,7 +96,7 @@ def train(run: Run) -> Outcome | None:
     floor = metrics.floor_accuracy(splits.train, splits.test)
 
     tokenizer = Tokenizer(folder)
-    sets = {name: _Texts(rows, splits.labels, tokenizer, plan) for name, rows in _by_name(splits).items()}
+    sets = {name: Texts(rows, splits.labels, tokenizer, plan.max_length) for name, rows in _by_name(splits).items()}
     set_seed(run.seed)
     model = _make_model(run, plan, method, family, sets["train"])
     with TemporaryDirectory() as scratch:
@@ -168,7 +167,7 @@ def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: in
     path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
 
-def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts: _Texts) -> PeftModel:
+def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts: Texts) -> PeftModel:
     base = PooledClassifier.load(run.base, texts.num_labels, plan.pooling)
     if base.config.pad_token_id is None:
         # the stock decoder heads look for padding by its id: take one that no text has
@@ -178,7 +177,7 @@ def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts
 
 
 def _make_trainer(
-    run: Run, plan: Plan, model: PeftModel, family: Family, sets: Mapping[str, _Texts], folder: Path
+    run: Run, plan: Plan, model: PeftModel, family: Family, sets: Mapping[str, Texts], folder: Path
 ) -> Trainer:
     device = base_model.choose_device("auto")
     bf16 = plan.precision == "bfloat16" or (plan.precision == "auto" and base_model.has_bfloat16(device))
@@ -209,7 +208,7 @@ def _make_trainer(
         args=arguments,
         train_dataset=sets["train"],
         eval_dataset=sets["validation"],
-        data_collator=_Padding(model.config.pad_token_id, family.uses_type_ids),
+        data_collator=Padding(model.config.pad_token_id, family.uses_type_ids),
         compute_metrics=lambda result: {
             "accuracy": float((np.asarray(result.predictions).argmax(-1) == result.label_ids).mean())
         },
@@ -243,7 +242,7 @@ def _make_optimizer(model: PeftModel, plan: Plan, family: Family) -> torch.optim
     return torch.optim.AdamW(groups)
 
 
-def _measure(trainer: Trainer, sets: Mapping[str, _Texts], splits: Splits) -> tuple[dict[str, Metric], float]:
+def _measure(trainer: Trainer, sets: Mapping[str, Texts], splits: Splits) -> tuple[dict[str, Metric], float]:
     """Metrics on validation and test, and the temperature that fits the validation rows."""
     measured, temperature = {}, 1.0
     for name in ("validation", "test"):
@@ -263,50 +262,6 @@ def _by_name(splits: Splits) -> dict[str, list[Row]]:
 
 def _last_checkpoint(work: Path | None) -> str | None:
     return get_last_checkpoint(str(work)) if work is not None and work.is_dir() else None
-
-
-class _Texts(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows as token ids, with the tokenizer that the server uses."""
-
-    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Tokenizer, plan: Plan) -> None:
-        self.num_labels = len(labels)
-        index = {label: position for position, label in enumerate(labels)}
-        self.items: list[dict[str, Any]] = []
-        for row in rows:
-            encoded = tokenizer.encode(row.text, row.text_pair, plan.max_length, truncate=True, field="text")
-            self.items.append(
-                {"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": index[row.label]}
-            )
-
-    def token_ids(self) -> set[int]:
-        """Every token that occurs."""
-        return {token for item in self.items for token in item["input_ids"]}
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.items[position]
-
-
-@dataclass(frozen=True, slots=True)
-class _Padding:
-    """Pads a batch on the right to its longest text."""
-
-    pad_id: int
-    uses_type_ids: bool
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        ids = [torch.tensor(item["input_ids"]) for item in items]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
-            "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
-            "labels": torch.tensor([item["labels"] for item in items]),
-        }
-        if self.uses_type_ids:
-            types = [torch.tensor(item["token_type_ids"]) for item in items]
-            batch["token_type_ids"] = pad_sequence(types, batch_first=True)
-        return batch
 
 
 class _Bar(ProgressCallback):

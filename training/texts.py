@@ -1,0 +1,58 @@
+"""Texts as the Trainer takes them: token ids from the server's own tokenizer, padded batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from server.tokenizer import Tokenizer
+from training.data import Row
+
+
+class Texts(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as token ids, with the tokenizer that the server uses."""
+
+    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> None:
+        self.num_labels = len(labels)
+        index = {label: position for position, label in enumerate(labels)}
+        self.items: list[dict[str, Any]] = []
+        for row in rows:
+            encoded = tokenizer.encode(row.text, row.text_pair, max_length, truncate=True, field="text")
+            self.items.append(
+                {"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": index[row.label]}
+            )
+
+    def token_ids(self) -> set[int]:
+        """Every token that occurs."""
+        return {token for item in self.items for token in item["input_ids"]}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.items[position]
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Pads a batch on the right to its longest text."""
+
+    pad_id: int
+    uses_type_ids: bool
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        ids = [torch.tensor(item["input_ids"]) for item in items]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
+            "labels": torch.tensor([item["labels"] for item in items]),
+        }
+        if self.uses_type_ids:
+            types = [torch.tensor(item["token_type_ids"]) for item in items]
+            batch["token_type_ids"] = pad_sequence(types, batch_first=True)
+        return batch
