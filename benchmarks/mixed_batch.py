@@ -8,6 +8,7 @@ Prints a table and writes `benchmarks/results/latest.json`. Times are process CP
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ from training.model import PooledClassifier
 RESULT = Path(__file__).parent / "results" / "latest.json"
 NUM_TEXTS = 32
 NUM_LABELS = 4
+MIXED = ("lora", "ia3", "prefix", "bottleneck")
 LIBRARIES = ("torch", "transformers", "peft")
 
 
@@ -67,8 +69,7 @@ def _contenders(folder: Path) -> dict[str, Callable[[], object]]:
     bare = [
         LoadedAdapter(f"{a.key}-bare", a.method, a.pooling, {}, a.head_weight, a.head_bias, 0) for a in adapters["lora"]
     ]
-    half = NUM_TEXTS // 2
-    mixed = adapters["lora"][:half] + adapters["ia3"][:half]
+    mixed = [adapters[MIXED[i % len(MIXED)]][i] for i in range(NUM_TEXTS)]
 
     def ours(chosen: list[LoadedAdapter], dtype: str = "float32") -> Callable[[], object]:
         work: list[Work] = [(_job(tokens), adapter) for tokens, adapter in zip(texts, chosen, strict=True)]
@@ -82,9 +83,8 @@ def _contenders(folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "transformers base, padded": lambda: plain(**_padded(texts)),
         "our base, no adapters": ours(bare),
-        "our LoRA, 32 adapters": ours(adapters["lora"]),
-        "our IA3, 32 adapters": ours(adapters["ia3"]),
-        "our mix, 16 LoRA + 16 IA3": ours(mixed),
+        **{f"our {name}, 32 adapters": ours(adapters[name]) for name in MIXED},
+        "our mix of all four": ours(mixed),
         "our mix, bfloat16": ours(mixed, "bfloat16"),
         "peft LoRA, set_adapter per text": peft_one_by_one,
     }
@@ -151,16 +151,16 @@ def _adapters(folder: Path, base: BaseModel) -> tuple[dict[str, list[LoadedAdapt
     """32 random adapters of every method as the server holds them, and the LoRA ones as peft does."""
     store, loaded = Store(base), {}
     peers: dict[str, Any] = {}
-    for name, method in methods().items():
+    for name in MIXED:
+        method = methods()[name]
+        if method.peft_module is not None:
+            importlib.import_module(method.peft_module)
         options = {option: default for option, (default, _, _) in method.options.items()}
         config = method.peft_config(base.family, options)
         torch.manual_seed(0)
         peers[name] = get_peft_model(PooledClassifier.load(base_model.EMBEDDED_ID, NUM_LABELS, "native"), config, "a0")
         for index in range(1, NUM_TEXTS):
             peers[name].add_adapter(f"a{index}", config)
-        for parameter in peers[name].parameters():
-            if parameter.requires_grad or (parameter.ndim == 2 and parameter.shape[0] in (8, NUM_LABELS)):
-                parameter.add_(torch.randn_like(parameter) * 0.02)
         peers[name].eval().save_pretrained(str(folder / name))
         # peft writes the first adapter into the folder itself and the others below it
         names = [f"a{index}" for index in range(NUM_TEXTS)]

@@ -22,7 +22,7 @@ from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
 from server.manifest import ADAPTER_ID, FILE_NAME, Manifest
 from server.methods import Method, method_of
-from server.methods.base import KEY_PREFIX, check_target
+from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
 from server.weights_file import STORED_DTYPES, TensorSpec, load_tensors, read_header
 
 CONFIG_FILE = "adapter_config.json"
@@ -37,6 +37,7 @@ class AdapterFolder:
     """A checked adapter, its tensors still as stored on disk.
 
     tensors: (site name, role) -> tensor. head_weight [labels, hidden], head_bias [labels] or None.
+    position_offset: the position of a text's first token.
     warnings: what is unknown about an adapter that came without a manifest.
     """
 
@@ -48,6 +49,7 @@ class AdapterFolder:
     tensors: Mapping[tuple[str, str], Tensor]
     head_weight: Tensor
     head_bias: Tensor | None
+    position_offset: int
     warnings: tuple[str, ...]
 
 
@@ -75,11 +77,16 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
 
     own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
     num_labels = head["weight"][0]
+    prefix = max((specs[key].shape[0] for (site, _), key in keys.items() if site == ATTENTION), default=0)
     warnings: list[str] = []
     if own is not None:
         manifest = _own_manifest(own, weights_sha256, method, base, num_labels)
     else:
-        manifest, warnings = _foreign_manifest(weights_sha256, config, method, base, num_labels)
+        manifest, warnings = _foreign_manifest(weights_sha256, config, method, base, num_labels, prefix)
+    position_offset = prefix if manifest.positions == "shifted" else 0
+    if manifest.max_length + position_offset > base.max_length:
+        limit = base.max_length - position_offset
+        raise AdapterMismatch(f"`max_length` is {manifest.max_length}; base `{base.name}` takes {limit} tokens")
     if manifest.pooling == "native" and not base.has_native_pool:
         raise AdapterMismatch(
             f"the head needs the base's own pooling layer, and base `{base.name}` has no weights for it"
@@ -94,6 +101,7 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         tensors={place: tensors[key] for place, key in keys.items()},
         head_weight=tensors[head_keys["weight"]],
         head_bias=tensors[head_keys["bias"]] if "bias" in head_keys else None,
+        position_offset=position_offset,
         warnings=tuple(warnings),
     )
 
@@ -163,10 +171,14 @@ def _sort_keys(
         if spec.dtype not in STORED_DTYPES:
             raise AdapterDamaged(f"tensor `{key}` is {spec.dtype}, it must be one of {', '.join(STORED_DTYPES)}")
         name = key.removeprefix(KEY_PREFIX)
+        if method.at_attention:
+            name = name.removeprefix(SHORT_KEY_PREFIX)
         role = next((role for role in method.roles if name.endswith(f".{role}")), None)
         if name in (f"{base.family.head}.weight", f"{base.family.head}.bias"):
             head[name.rpartition(".")[2]] = key
-        elif role is not None and name != key:
+        elif method.at_attention and key in method.roles:
+            keys[ATTENTION, key] = key
+        elif role is not None and name not in (key, f".{role}") and not method.at_attention:
             keys[name.removesuffix(f".{role}"), role] = key
         else:
             raise AdapterDamaged(
@@ -191,7 +203,8 @@ def _check_adapter(
                 f"the adapter changes `{site}`, which is no linear layer that adapters may change in base "
                 f"`{base.name}` (family {base.family.name})"
             )
-        check_target(config, site)
+        if site != ATTENTION:
+            check_target(config, site)
         missing = [other for other in method.roles if (site, other) not in shapes]
         if missing:
             raise AdapterDamaged(f"`{site}` has `{role}` without `{missing[0]}`")
@@ -232,15 +245,16 @@ def _own_manifest(data: bytes, weights_sha256: str, method: Method[Any], base: B
         )
     if len(manifest.labels) != num_labels:
         raise AdapterDamaged(f"the manifest names {len(manifest.labels)} labels, the head has {num_labels}")
-    if manifest.max_length > base.max_length:
-        raise AdapterMismatch(
-            f"`max_length` is {manifest.max_length}; base `{base.name}` takes {base.max_length} tokens"
-        )
     return manifest
 
 
 def _foreign_manifest(
-    weights_sha256: str, config: Mapping[str, object], method: Method[Any], base: BaseModel, num_labels: int
+    weights_sha256: str,
+    config: Mapping[str, object],
+    method: Method[Any],
+    base: BaseModel,
+    num_labels: int,
+    prefix: int,
 ) -> tuple[Manifest, list[str]]:
     """What can be said of a folder without `adapter.json`: it uses the architecture's own head."""
     recorded = str(config.get("base_model_name_or_path") or "")
@@ -257,12 +271,13 @@ def _foreign_manifest(
         method=method.name,
         labels=tuple(f"LABEL_{index}" for index in range(num_labels)),
         problem_type="single_label" if num_labels > 1 else "regression",
-        max_length=base.max_length,
+        max_length=base.max_length - prefix,
         pooling="native",
         temperature=1.0,
         base_name=recorded or base.name,
         base_fingerprint=base.fingerprint,
         weights_sha256=weights_sha256,
+        positions="shifted" if method.at_attention else "kept",
     )
     return manifest, warnings
 

@@ -8,13 +8,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from server.errors import BaseModelError
 from server.families import Family, family_of
-from server.methods.base import Site
+from server.methods.base import ATTENTION, AttentionSite, Site
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_FINGERPRINT = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -28,7 +32,8 @@ class BaseModel:
     """A loaded, frozen backbone on one device.
 
     name: what new adapters call this base: its hub id, or its folder's name.
-    sites: linear layers by their path in the classification model; each is `layers[name]`.
+    sites: where adapters act, by name: linear layers by their path in the classification model, each of which is
+    `layers[name]`, and the attention site.
     pool: the architecture's own pooling module, or None where the weights have none.
     max_length: tokens a text may have, special tokens included.
     """
@@ -189,7 +194,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         backbone=backbone,
         pool=pool,
         layers=layers,
-        sites={name: Site(name, layer.in_features, layer.out_features) for name, layer in layers.items()},
+        sites=_sites(layers, config),
         hidden_size=config.hidden_size,
         max_length=config.max_position_embeddings,
         vocabulary_size=config.vocab_size,
@@ -197,6 +202,15 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         dtype=kind,
         device=chosen,
     )
+
+
+def _sites(layers: Mapping[str, nn.Linear], config: PretrainedConfig) -> dict[str, Site]:
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = 2 * config.num_hidden_layers * num_heads * head_dim
+    attention = AttentionSite(ATTENTION, width, width, config.num_hidden_layers, num_heads, head_dim)
+    linear = {name: Site(name, layer.in_features, layer.out_features) for name, layer in layers.items()}
+    return {ATTENTION: attention, **linear}
 
 
 def _take_pool(backbone: nn.Module, family: Family, missing: set[str]) -> nn.Module | None:

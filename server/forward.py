@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
 from server.methods import Method
-from server.methods.base import Segment
+from server.methods.base import ATTENTION, KeysValues, Segment
 from server.store import LoadedAdapter
 
 Work = tuple[Job, LoadedAdapter]
@@ -74,7 +74,7 @@ class Forward:
         starts = (0, *accumulate(job.num_tokens for job, _ in batch))
         try:
             self._spans = _spans(adapters, starts)
-            hidden = self._encode([job for job, _ in batch], starts)  # [tokens, hidden]
+            hidden = self._encode(batch, starts)  # [tokens, hidden]
             pooled = self._pool(hidden, batch, starts)  # [texts, hidden]
         finally:
             self._spans = []
@@ -84,14 +84,20 @@ class Forward:
             logits.extend(scores.cpu())  # [texts of this adapter, its labels]
         return logits
 
-    def _encode(self, jobs: list[Job], starts: tuple[int, ...]) -> Tensor:
+    def _encode(self, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
         device = self._base.device
-        ids = torch.tensor([[token for job in jobs for token in job.token_ids]], device=device)  # [1, tokens]
-        positions = torch.tensor([[p for job in jobs for p in range(job.num_tokens)]], device=device)
+        ids = torch.tensor([[token for job, _ in batch for token in job.token_ids]], device=device)  # [1, tokens]
+        positions = [p + adapter.position_offset for job, adapter in batch for p in range(job.num_tokens)]
+        prefixes = tuple(cast("KeysValues | None", adapter.rows.get(ATTENTION)) for _, adapter in batch)
         extra: dict[str, bool | Tensor] = {"use_cache": False}
         if self._base.family.uses_type_ids:
-            extra["token_type_ids"] = torch.tensor([[t for job in jobs for t in job.type_ids]], device=device)
-        output = self._base.backbone(input_ids=ids, position_ids=positions, packing=Packing(starts), **extra)
+            extra["token_type_ids"] = torch.tensor([[t for job, _ in batch for t in job.type_ids]], device=device)
+        output = self._base.backbone(
+            input_ids=ids,
+            position_ids=torch.tensor([positions], device=device),
+            packing=Packing(starts, prefixes),
+            **extra,
+        )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

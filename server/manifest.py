@@ -24,7 +24,9 @@ ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What an adapter, and so its folder, may be called."""
 
 Pooling = Literal["mean", "cls", "last", "native"]
+Positions = Literal["kept", "shifted"]
 ProblemType = Literal["single_label", "multi_label", "regression"]
+POSITIONS: tuple[str, ...] = get_args(Positions)
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 PROBLEM_TYPES: tuple[str, ...] = get_args(ProblemType)
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -61,7 +63,8 @@ class Manifest:
     """All that serving needs beside the weights.
 
     labels: in logit order. max_length: tokens, special tokens included. temperature: logits are
-    divided by it before the activation. base_fingerprint: `sha256` over the base model's weight files.
+    divided by it before the activation. positions: whether a prefix shifts the positions of the text behind it, as peft
+    does, or keeps them; without a prefix they are kept. base_fingerprint: `sha256` over the base model's weight files.
     """
 
     method: str
@@ -73,6 +76,7 @@ class Manifest:
     base_name: str
     base_fingerprint: str
     weights_sha256: str
+    positions: Positions = "kept"
     training: TrainingFacts | None = field(default=None)
 
 
@@ -105,6 +109,7 @@ def parse(text: str) -> Manifest:
         base_name=read.text("base_name"),
         base_fingerprint=read.digest("base_fingerprint"),
         weights_sha256=read.digest("weights_sha256"),
+        positions=read.choice("positions", POSITIONS) if "positions" in record else "kept",  # type: ignore[arg-type]
         training=_training(record.get("training")),
     )
 

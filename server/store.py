@@ -22,7 +22,8 @@ from server.methods import Method
 class LoadedAdapter:
     """One version of one adapter, ready for the forward pass.
 
-    rows: site name -> the method's row there. head_weight [labels, hidden], head_bias [labels].
+    rows: site name -> the method's row there. position_offset: position of a text's first token.
+    head_weight [labels, hidden], head_bias [labels].
     """
 
     key: str
@@ -32,6 +33,7 @@ class LoadedAdapter:
     head_weight: Tensor
     head_bias: Tensor | None
     resident_bytes: int
+    position_offset: int = 0
 
 
 class Store:
@@ -104,4 +106,5 @@ def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
         head_weight=views[len(folder.tensors)],
         head_bias=views[-1] if folder.head_bias is not None else None,
         resident_bytes=block.nbytes,
+        position_offset=folder.position_offset,
     )

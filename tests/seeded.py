@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import BeftConfig, IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel
@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrai
 from server.jobs import Job
 from server.store import LoadedAdapter
 from training.model import PooledClassifier
+from training.peft_bottleneck import BottleneckConfig
 
 VOCABULARY = 600
 MAX_LENGTH = 512
@@ -66,13 +67,13 @@ def make_tokenizer(model_type: str) -> Tokenizer:
 def peft_configs(model_type: str) -> dict[str, PeftConfig]:
     """One adapter configuration for every way a method can be set up."""
     if model_type == "bert":
-        value, feedforward = "value", ["output.dense"]
+        value, attention_output, feedforward = "value", "attention.output.dense", ["output.dense"]
         regex: dict[str, Any] = {
             "target_modules": r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)",
             "feedforward_modules": r".*layer\.\d+\.output\.dense",
         }
     else:
-        value, feedforward = "v_proj", ["down_proj"]
+        value, attention_output, feedforward = "v_proj", "o_proj", ["down_proj"]
         regex = {
             "target_modules": r".*\.(k_proj|v_proj|down_proj)",
             "feedforward_modules": r".*\.down_proj",
@@ -93,6 +94,15 @@ def peft_configs(model_type: str) -> dict[str, PeftConfig]:
         "ia3-default": IA3Config(task_type="SEQ_CLS"),
         "ia3-feedforward-only": IA3Config(
             task_type="SEQ_CLS", target_modules=feedforward, feedforward_modules=feedforward
+        ),
+        "prefix": PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=6),
+        "prefix-one": PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=1),
+        "bitfit": BeftConfig(task_type="SEQ_CLS", target_modules="all-linear"),
+        "bottleneck-houlsby": BottleneckConfig(
+            task_type="SEQ_CLS", bottleneck_size=9, scaling=0.5, target_modules=[attention_output, feedforward[0]]
+        ),
+        "bottleneck-pfeiffer": BottleneckConfig(
+            task_type="SEQ_CLS", bottleneck_size=5, non_linearity="gelu", target_modules=feedforward
         ),
     }
 
@@ -126,5 +136,6 @@ class Peer:
     @torch.no_grad()
     def logits(self, token_ids: list[int]) -> Tensor:
         """What plain peft answers for this one text."""
-        result: Tensor = self.oracle(input_ids=torch.tensor([token_ids])).logits[0]
+        ids = torch.tensor([token_ids])
+        result: Tensor = self.oracle(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         return result

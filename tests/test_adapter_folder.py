@@ -28,6 +28,7 @@ from server.errors import (
     PickleRefused,
 )
 from server.manifest import Manifest
+from server.methods import method_of
 from server.store import Store
 from tests.seeded import make_adapter, make_base
 
@@ -37,9 +38,10 @@ WEIGHTS, CONFIG = adapter_folder.WEIGHTS_FILE, adapter_folder.CONFIG_FILE
 def add_manifest(folder: Path, base: BaseModel, **changes: Any) -> None:
     """Turn a PEFT folder into one of ours."""
     config = json.loads((folder / CONFIG).read_text())
-    head = load_file(folder / WEIGHTS)[f"base_model.model.{base.family.head}.weight"]
-    facts = {
-        "method": config["peft_type"].lower(),
+    tensors = load_file(folder / WEIGHTS)
+    head = next(tensor for key, tensor in tensors.items() if key.endswith(f".{base.family.head}.weight"))
+    facts: dict[str, Any] = {
+        "method": method_of(config["peft_type"]).name,
         "labels": tuple(f"label{index}" for index in range(len(head))),
         "problem_type": "single_label",
         "max_length": 512,

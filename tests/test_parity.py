@@ -22,6 +22,11 @@ def _tokens(length: int, seed: int) -> list[int]:
     return torch.randint(5, VOCABULARY - 3, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def _fit(length: int, peer: Peer) -> int:
+    """A prefix that shifts positions takes some of the base model's length."""
+    return min(length, MAX_LENGTH - peer.loaded.position_offset)
+
+
 def _assert_close(ours: torch.Tensor, oracle: torch.Tensor) -> None:
     assert ours.shape == oracle.shape
     torch.testing.assert_close(ours, oracle, rtol=TOLERANCE, atol=TOLERANCE)
@@ -36,7 +41,7 @@ def test_adapters_answer_differently(peers: list[Peer]) -> None:
 
 def test_every_adapter_of_a_mixed_batch_equals_plain_peft(forward: Forward, peers: list[Peer]) -> None:
     lengths = (1, 2, 17, 64, 200, 511, MAX_LENGTH)
-    texts = [(peer, _tokens(length, 31 * i + length)) for i, peer in enumerate(peers) for length in lengths]
+    texts = [(peer, _tokens(_fit(length, peer), 31 * i + length)) for i, peer in enumerate(peers) for length in lengths]
     answers = forward.run([peer.job(tokens) for peer, tokens in texts])
     for (peer, tokens), answer in zip(texts, answers, strict=True):
         _assert_close(answer, peer.logits(tokens))
@@ -47,7 +52,7 @@ def test_every_adapter_of_a_mixed_batch_equals_plain_peft(forward: Forward, peer
 def test_random_mixes_equal_plain_peft(forward: Forward, peers: list[Peer], data: st.DataObject) -> None:
     one = st.tuples(st.integers(0, len(peers) - 1), st.integers(1, 60) | st.integers(1, MAX_LENGTH), st.integers(0, 99))
     drawn = data.draw(st.lists(one, min_size=1, max_size=12))
-    texts = [(peers[index], _tokens(length, seed)) for index, length, seed in drawn]
+    texts = [(peers[index], _tokens(_fit(length, peers[index]), seed)) for index, length, seed in drawn]
     answers = forward.run([peer.job(tokens) for peer, tokens in texts])
     for (peer, tokens), answer in zip(texts, answers, strict=True):
         _assert_close(answer, peer.logits(tokens))
@@ -81,13 +86,15 @@ def test_own_poolings_equal_the_training_model(
     """mean, cls and last in one batch, against the model class that trains them."""
     root, store, work, oracles = tmp_path, Store(base), [], []
     for index, pooling in enumerate(("mean", "cls", "last", "native")):
-        config = peft_configs(model_type)["lora-qv" if index % 2 else "ia3-paper"]
-        oracle = make_adapter(root / pooling, base.folder, config, 3, seed=index, pooling=pooling)
-        add_manifest(root / pooling, base, pooling=pooling)
-        peer = Peer(store.load(adapter_folder.read(root, pooling, base)), oracle)
-        for length in (1, 9, 130):
-            work.append(peer.job(_tokens(length, length)))
-            oracles.append(peer.logits(_tokens(length, length)))
+        for name in ("lora-qv", "ia3-paper", "prefix"):
+            folder, config = f"{pooling}-{name}", peft_configs(model_type)[name]
+            oracle = make_adapter(root / folder, base.folder, config, 3, seed=index, pooling=pooling)
+            positions = "shifted" if name == "prefix" and pooling == "native" else "kept"
+            add_manifest(root / folder, base, pooling=pooling, positions=positions, max_length=500)
+            peer = Peer(store.load(adapter_folder.read(root, folder, base)), oracle)
+            for length in (1, 9, 130):
+                work.append(peer.job(_tokens(length, length)))
+                oracles.append(peer.logits(_tokens(length, length)))
     for answer, oracle_answer in zip(forward.run(work), oracles, strict=True):
         _assert_close(answer, oracle_answer)
 

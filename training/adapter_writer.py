@@ -16,6 +16,7 @@ from peft import PeftModel
 from server import manifest as manifest_format
 from server.errors import DataError, TrainingFailed
 from server.manifest import ADAPTER_ID, Manifest
+from server.methods import method_named
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -61,6 +62,8 @@ def model_card(manifest: Manifest, name: str) -> str:
         f"| {metric} | {value.value:.3f} | {value.low:.3f} to {value.high:.3f} | {value.num_rows} |"
         for metric, value in manifest.training.metrics.items()
     )
+    module = method_named(manifest.method).peft_module
+    extra = f"import {module}  # tells peft of the method\n" if module else ""
     tags = "\n".join(f"- {tag}" for tag in ("adaptermux", manifest.method, "text-classification"))
     return f"""---
 base_model: {manifest.base_name}
@@ -86,8 +89,7 @@ Serve it with `adaptermux-serve --adapters FOLDER`, where FOLDER holds this fold
 was trained on {manifest.pooling} pooling, so the base is loaded with adaptermux's small model class:
 
 ```python
-import torch
-from peft import PeftModel
+{extra}from peft import PeftModel
 from training.model import PooledClassifier
 
 base = PooledClassifier.load("{manifest.base_name}", num_labels={len(manifest.labels)}, pooling="{manifest.pooling}")

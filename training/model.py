@@ -55,13 +55,21 @@ class PooledClassifier(PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: Any = None,
         **inputs: Any,
     ) -> SequenceClassifierOutput:
-        """input_ids, attention_mask [texts, tokens], padded on the right; logits [texts, labels]."""
+        """input_ids, attention_mask [texts, tokens], padded on the right; logits [texts, labels].
+
+        A prefix (past_key_values, and its share of the mask in front) leaves the positions of the text as they are.
+        """
         backbone, head = getattr(self, self.family.prefix), getattr(self, self.family.head)
         if attention_mask is None:
             assert input_ids is not None, "either input_ids or attention_mask is needed"
-            attention_mask = torch.ones_like(input_ids)
+            prefix = past_key_values.get_seq_length() if past_key_values is not None else 0
+            attention_mask = input_ids.new_ones(len(input_ids), prefix + input_ids.shape[1])
+        if past_key_values is not None and input_ids is not None:
+            inputs["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            inputs["past_key_values"] = past_key_values
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **inputs)
         pooled = _pool(output.last_hidden_state, attention_mask, self.pooling)  # [texts, hidden]
         logits = head(self.dropout(pooled))
@@ -77,7 +85,7 @@ def _pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
         return (hidden * weights).sum(1) / weights.sum(1)
     if pooling == "cls":
         return hidden[:, 0]
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1).long() - 1]
 
 
 def _class_for(family: Family, pooling: Pooling) -> type[PooledClassifier]:

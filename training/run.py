@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -117,6 +119,8 @@ def train(run: Run) -> Outcome | None:
         base_name=base_model.name_of(run.base, fingerprint),
         base_fingerprint=fingerprint,
         weights_sha256="",
+        # the stock classes take what peft gives them, ours keeps the positions
+        positions="shifted" if method.at_attention and plan.pooling == "native" else "kept",
         training=_facts(splits, run.seed, plan, measured | ({"floor_test_accuracy": floor} if floor else {}), train_s),
     )
     manifest = adapter_writer.write(model, draft, run.output)
@@ -173,7 +177,11 @@ def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts
         # the stock decoder heads look for padding by its id: take one that no text has
         used = texts.token_ids()
         base.config.pad_token_id = next(i for i in range(base.config.vocab_size) if i not in used)
-    return get_peft_model(base, method.peft_config(family, plan.options))
+    if method.peft_module is not None:
+        importlib.import_module(method.peft_module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of merging adapters into the base, which is not done here
+        return get_peft_model(base, method.peft_config(family, plan.options))
 
 
 def _make_trainer(

@@ -36,6 +36,10 @@ class Family(ABC):
     """Attribute of the backbone that holds the architecture's own pooling module, if it has weights."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Where LoRA acts by default: query and value (Hu et al. 2022, section 4.2)."""
+    attention_output: ClassVar[str]
+    """Regular expression, from the backbone on: the linear layer that ends the attention sub-layer."""
+    feedforward_output: ClassVar[str]
+    """The same for the feed-forward sub-layer."""
     ia3_targets: ClassVar[str]
     """Regular expression: keys, values and the feed-forward's second layer (Liu et al. 2022, section 3.3)."""
     ia3_feedforward: ClassVar[str]

@@ -26,6 +26,8 @@ class Bert(Family):
     )
     pool = "pooler"
     lora_targets = ("query", "value")
+    attention_output = r"encoder\.layer\.\d+\.attention\.output\.dense"
+    feedforward_output = r"encoder\.layer\.\d+\.output\.dense"
     # `output.dense` alone would match attention.output.dense too, which only repeats what the values do
     ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
     ia3_feedforward = r".*layer\.\d+\.output\.dense"

@@ -22,6 +22,8 @@ class Llama(Family):
     uses_type_ids = False
     token_sites = re.compile(r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
     lora_targets = ("q_proj", "v_proj")
+    attention_output = r"layers\.\d+\.self_attn\.o_proj"
+    feedforward_output = r"layers\.\d+\.mlp\.down_proj"
     ia3_targets = r".*\.(k_proj|v_proj|down_proj)"
     ia3_feedforward = r".*\.down_proj"
 

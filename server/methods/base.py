@@ -26,6 +26,8 @@ Row = TypeVar("Row")
 
 KEY_PREFIX = "base_model.model."
 """What PEFT puts in front of every module name in `adapter_model.safetensors`."""
+SHORT_KEY_PREFIX = "base_model."
+"""What it puts in front of the head's name for methods that add no modules."""
 
 MAX_RANK = 4096
 PATTERN_LIMIT_S = 0.1
@@ -38,6 +40,32 @@ class Site:
     name: str
     in_features: int
     out_features: int
+
+
+ATTENTION = ""
+"""Name of the site that stands for the keys and values of every attention layer together."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSite(Site):
+    """Keys and values of all attention layers side by side: in_features is 2 x layers x heads x head_dim.
+
+    num_heads counts key and value heads, of which grouped attention has fewer.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+
+
+class KeysValues(NamedTuple):
+    """Row at the attention site: what a text's own keys and values are preceded by.
+
+    keys, values [layers, heads, prefix, head_dim].
+    """
+
+    keys: Tensor
+    values: Tensor
 
 
 class Segment(NamedTuple, Generic[Row]):
@@ -53,6 +81,10 @@ class Method(ABC, Generic[Row]):
 
     name: ClassVar[str]
     peft_type: ClassVar[str]
+    at_attention: ClassVar[bool] = False
+    """Whether the method acts at the attention site, not at linear layers; its row there is a `KeysValues`."""
+    peft_module: ClassVar[str | None] = None
+    """Module to import before peft knows this method, where peft does not bring it."""
     learning_rate: ClassVar[float]
     """Default for training, found by a sweep on a validation split; see `docs/log.md`."""
     weight_decay: ClassVar[float] = 0.01
