@@ -102,6 +102,15 @@ def weight_files(folder: Path) -> list[Path]:
     raise BaseModelError(f"`{folder}` has no model.safetensors; save the base model with save_pretrained() first")
 
 
+def length_limit(config: PretrainedConfig) -> int:
+    """Tokens that a text may have, special tokens included.
+
+    A model with sliding attention is used up to its window: so far every token sees the whole text.
+    """
+    limit, window = int(config.max_position_embeddings), getattr(config, "sliding_window", None)
+    return min(limit, int(window)) if window else limit
+
+
 def family_of_folder(folder: Path) -> Family:
     """The architecture that a model folder's `config.json` names."""
     try:
@@ -196,7 +205,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         layers=layers,
         sites=_sites(layers, config),
         hidden_size=config.hidden_size,
-        max_length=config.max_position_embeddings,
+        max_length=length_limit(config),
         vocabulary_size=config.vocab_size,
         pad_id=config.pad_token_id,
         dtype=kind,

@@ -10,7 +10,7 @@ import torch
 from peft import BeftConfig, IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
 from server.jobs import Job
 from server.store import LoadedAdapter
@@ -36,11 +36,18 @@ def make_base(folder: Path, model_type: str, seed: int = 0, **overrides: Any) ->
         sizes: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
         model = BertModel(BertConfig(**(shared | sizes | overrides)))
     else:
-        sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 112}
-        model = LlamaModel(LlamaConfig(**(shared | sizes | overrides)))
+        sizes = {
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 112,
+        }
+        model = AutoModel.from_config(AutoConfig.for_model(model_type, **(shared | sizes | overrides)))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2)  # the usual initialisation is so small that every text would look alike
+            # the usual initialisation is so small that every text would look alike, and leaves biases at 0
+            parameter.mul_(2).add_(torch.randn_like(parameter) * 0.02)
     model.save_pretrained(folder)
     make_tokenizer(model_type).save(str(folder / "tokenizer.json"))
     return folder

@@ -29,14 +29,13 @@ class PooledClassifier(PreTrainedModel):
     def load(base: str, num_labels: int, pooling: Pooling) -> PreTrainedModel:
         """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class."""
         folder = locate(base)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        settings = {"config": config, "dtype": torch.float32}  # heads are trained in full precision
         if pooling == "native":
-            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=num_labels, dtype=torch.float32
-            )
+            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **settings)
             return native
-        family = family_of_folder(folder)
-        model: PreTrainedModel = _class_for(family, pooling).from_pretrained(
-            folder, num_labels=num_labels, dtype=torch.float32
+        model: PreTrainedModel = _class_for(family_of_folder(folder), pooling, type(config)).from_pretrained(
+            folder, **settings
         )
         return model
 
@@ -88,9 +87,8 @@ def _pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1).long() - 1]
 
 
-def _class_for(family: Family, pooling: Pooling) -> type[PooledClassifier]:
-    """A subclass for one family: `from_pretrained` reads its settings from the class."""
-    config_class = AutoConfig.for_model(family.model_types[0]).__class__
+def _class_for(family: Family, pooling: Pooling, config_class: type) -> type[PooledClassifier]:
+    """A subclass for one architecture: `from_pretrained` reads its settings from the class."""
     attributes = {
         "family": family,
         "pooling": pooling,

@@ -91,7 +91,7 @@ def train(run: Run) -> Outcome | None:
     fingerprint = base_model.fingerprint(folder)
     family = base_model.family_of_folder(folder)
     splits = load(run.data, run.train_rows, run.seed, run.columns)
-    limit = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+    limit = base_model.length_limit(AutoConfig.from_pretrained(folder))
     plan = run.recipe.settle(method, family, len(splits.train), limit)
     if run.work is not None:
         _claim(run.work, method, plan, splits, run.seed, fingerprint)

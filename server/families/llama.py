@@ -1,4 +1,4 @@
-"""Llama-type decoders."""
+"""Llama-type decoders: Llama itself, Mistral, Qwen2 and Qwen3, whose layers have the same names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Llama(Family):
     """Pre-norm decoder with rotary positions and grouped keys; its own head reads the last token."""
 
     name = "llama"
-    model_types = ("llama",)
+    model_types = ("llama", "mistral", "qwen2", "qwen3")
     prefix = "model"
     head = "score"
     head_has_bias = False

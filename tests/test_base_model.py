@@ -1,0 +1,66 @@
+"""Where a base model is found, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from server import base_model
+from server.errors import BaseModelError, UnknownFamily
+from server.forward import load_base
+from tests.seeded import make_base
+
+
+def test_the_fingerprint_of_one_file_is_its_sha256(base_folders: dict[str, Path]) -> None:
+    folder = base_folders["bert"]
+    expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert base_model.fingerprint(folder) == expected
+
+
+def test_a_sharded_model_is_fingerprinted_over_its_files_in_name_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    index = {"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert base_model.fingerprint(tmp_path) == hashlib.sha256(b"ab").hexdigest()
+
+
+def test_a_model_with_sliding_attention_is_used_up_to_its_window(tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "tiny", "mistral", sliding_window=64)
+    assert load_base(str(folder), "cpu", "float32").max_length == 64
+
+
+def test_dtype_and_device_are_as_asked(base_folders: dict[str, Path]) -> None:
+    base = load_base(str(base_folders["bert"]), "cpu", "bfloat16")
+    assert (base.dtype, base.device.type) == (torch.bfloat16, "cpu")
+    assert {parameter.dtype for parameter in base.backbone.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in base.backbone.parameters())
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(base_folders["bert"], tmp_path / "odd")
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(UnknownFamily, match=r"`mamba`.*bert.*llama"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("remove", "word"), [("config.json", "config.json"), ("model.safetensors", "model.safetensors")]
+)
+def test_a_folder_that_lacks_a_file_is_refused(
+    remove: str, word: str, base_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(base_folders["bert"], tmp_path / "cut")
+    (folder / remove).unlink()
+    with pytest.raises(BaseModelError, match=word):
+        load_base(str(folder), "cpu", "float32")
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused_with_the_reason() -> None:
+    with pytest.raises(BaseModelError, match="nobody/nothing"):
+        base_model.locate("nobody/nothing")
