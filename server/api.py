@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server.activation import activate
 from server.catalog import AdapterCard, Catalog, RefusedCard
-from server.errors import AdaptermuxError, TooManyInputs
+from server.errors import AdaptermuxError, ClientLeft, TooManyInputs
 from server.jobs import Answer, Engine, Job
 from server.manifest import Manifest
 from server.metrics import Metrics
@@ -66,13 +67,13 @@ CLASSIFY_RESPONSES: dict[int | str, dict[str, object]] = {
 @router.post("/v1/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
 async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
     """Classify texts with one adapter."""
-    return await _measured(_desk(request), body.adapter_id, body)
+    return await _measured(request, body.adapter_id, body)
 
 
 @router.post("/v1/adapters/{adapter_id}/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
 async def classify_with(adapter_id: str, body: AdapterClassifyRequest, request: Request) -> ClassifyResponse:
     """The same with the adapter in the path, so that a load balancer can route on it."""
-    return await _measured(_desk(request), adapter_id, body)
+    return await _measured(request, adapter_id, body)
 
 
 @router.get("/v1/adapters", tags=["inspect"])
@@ -118,13 +119,14 @@ def _desk(request: Request) -> Desk:
     return desk
 
 
-async def _measured(desk: Desk, adapter_id: str, body: AdapterClassifyRequest) -> ClassifyResponse:
+async def _measured(request: Request, adapter_id: str, body: AdapterClassifyRequest) -> ClassifyResponse:
     """Answer a request and count it, whatever becomes of it."""
+    desk = _desk(request)
     began, code, known = time.perf_counter(), "internal_error", ""
     try:
         card = desk.catalog.resolve(adapter_id)
         known = card.adapter_id
-        response = await _classify(desk, card, body)
+        response = await _unless_left(request, _classify(desk, card, body))
         code = "ok"
         return response
     except AdaptermuxError as error:
@@ -132,6 +134,26 @@ async def _measured(desk: Desk, adapter_id: str, body: AdapterClassifyRequest) -
         raise
     finally:
         desk.metrics.request_answered(known, code, time.perf_counter() - began)
+
+
+async def _unless_left(request: Request, work: Coroutine[None, None, ClassifyResponse]) -> ClassifyResponse:
+    """Do the work, and drop it where it waits once the client has closed the connection."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft("the client closed the connection before it was answered")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Wait until the client closes the connection. The body has been read: nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest) -> ClassifyResponse:

@@ -1,4 +1,4 @@
-"""Which jobs run next: a bounded queue and a token budget, with no waiting while there is work."""
+"""Which jobs run next: a bounded queue, fair between adapters, a token budget, no waiting while there is work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from server.errors import EngineStopped, Overloaded
 from server.jobs import Answer, Job
 from server.store import LoadedAdapter
+
+MOST_COUNTERS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,26 +28,43 @@ class Waiting:
 
 
 class WaitingLine:
-    """First come, first served. Any thread puts; only the engine thread takes."""
+    """Fair between adapters: the one that was given the fewest tokens so far is served next.
+
+    Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models", algorithm 2): a job
+    charges its tokens to its adapter's counter; an adapter that comes back after a pause is lifted to the lowest
+    counter in use, so that nobody saves up. Jobs of one adapter are taken in the order they came.
+    Any thread puts; only the engine thread takes.
+    """
 
     def __init__(self, max_jobs: int, max_batch_tokens: int) -> None:
         self._max_jobs = max_jobs
         self._max_batch_tokens = max_batch_tokens
-        self._jobs: deque[Waiting] = deque()
+        self._num_jobs = 0
+        self._jobs: dict[str, deque[Waiting]] = {}
+        self._counters: dict[str, int] = {}
+        self._turns: list[tuple[int, int, str]] = []  # heap of (counter, arrival, adapter), one entry an adapter
+        self._arrivals = count()
+        self._lowest = 0
         self._changed = threading.Condition()
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return self._num_jobs
 
     def put(self, waiting: Waiting) -> None:
         """Queue a job. Raises Overloaded when the line is full, EngineStopped once it is closed."""
         with self._changed:
             if self._closed:
                 raise EngineStopped("the engine has stopped and takes no more requests")
-            if len(self._jobs) >= self._max_jobs:
-                raise Overloaded(f"{len(self._jobs)} texts wait already, which is the limit; retry later")
-            self._jobs.append(waiting)
+            if self._num_jobs >= self._max_jobs:
+                raise Overloaded(f"{self._num_jobs} texts wait already, which is the limit; retry later")
+            adapter_id = waiting.job.adapter_id
+            if adapter_id not in self._jobs:
+                self._jobs[adapter_id] = deque()
+                self._counters[adapter_id] = max(self._lowest, self._counters.get(adapter_id, 0))
+                heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
+            self._jobs[adapter_id].append(waiting)
+            self._num_jobs += 1
             self._changed.notify()
 
     def take(self) -> list[Waiting]:
@@ -69,16 +90,43 @@ class WaitingLine:
         """Close and hand over everything that waits, for an engine that cannot go on."""
         with self._changed:
             self._closed = True
-            waiting = list(self._jobs)
+            waiting = [one for jobs in self._jobs.values() for one in jobs]
             self._jobs.clear()
+            self._turns.clear()
+            self._num_jobs = 0
             return [one for one in waiting if one.future.set_running_or_notify_cancel()]
 
     def _take_now(self) -> list[Waiting]:
         taken: list[Waiting] = []
         budget = self._max_batch_tokens
-        while self._jobs and (not taken or self._jobs[0].job.num_tokens <= budget):
-            waiting = self._jobs.popleft()
+        while self._turns:
+            counter, _, adapter_id = self._turns[0]
+            jobs = self._jobs[adapter_id]
+            if taken and jobs[0].job.num_tokens > budget:
+                break
+            heappop(self._turns)
+            waiting = jobs.popleft()
+            self._num_jobs -= 1
+            self._lowest = counter
             if waiting.future.set_running_or_notify_cancel():
                 taken.append(waiting)
                 budget -= waiting.job.num_tokens
+                self._counters[adapter_id] = counter + waiting.job.num_tokens
+            if jobs:
+                heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
+            else:
+                del self._jobs[adapter_id]
+        self._forget()
         return taken
+
+    def _forget(self) -> None:
+        """Drop counters that no longer matter: nobody waits, or who comes back would be lifted past them."""
+        if not self._jobs:
+            self._counters.clear()
+            self._lowest = 0
+        elif len(self._counters) > 2 * len(self._jobs) + MOST_COUNTERS:
+            self._counters = {
+                adapter_id: counter
+                for adapter_id, counter in self._counters.items()
+                if adapter_id in self._jobs or counter > self._lowest
+            }

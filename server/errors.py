@@ -16,6 +16,7 @@
     │   └── PathEscape             a name or link leads out of the adapter root
     ├── RequestError               the caller's mistake
     │   ├── BodyTooLarge
+    │   ├── ClientLeft             nobody reads the answer; it is counted only
     │   ├── InvalidInput           a field has a wrong value
     │   │   ├── TooManyInputs
     │   │   └── TextTooLong
@@ -103,6 +104,11 @@ class RequestError(AdaptermuxError):
 class BodyTooLarge(RequestError):
     status = 413
     code = "body_too_large"
+
+
+class ClientLeft(RequestError):
+    status = 499
+    code = "client_left"
 
 
 class InvalidInput(RequestError):

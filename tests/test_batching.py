@@ -43,6 +43,62 @@ def test_every_job_is_taken_once_in_order_within_the_budget(
     assert taken == [job for index, job in enumerate(jobs) if index not in cancelled]
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 30), st.booleans()), max_size=80), st.integers(20, 120)
+)
+def test_adapters_that_keep_waiting_are_given_the_same(events: list[tuple[str, int, bool]], budget: int) -> None:
+    """Between two adapters with work left, the tokens given differ by no more than two of the longest texts."""
+    line = WaitingLine(max_jobs=1000, max_batch_tokens=budget)
+    given_to = dict.fromkeys("abcdef", 0)
+    order: dict[str, list[Waiting]] = {name: [] for name in "abcdef"}
+    for name in "abcdef":  # enough work that nobody runs dry
+        for _ in range(100):
+            order[name].append(waiting(10, name))
+            line.put(order[name][-1])
+    for name, length, take in events:
+        order[name].append(waiting(length, name))
+        line.put(order[name][-1])
+        for one in line.take() if take else []:
+            assert order[one.job.adapter_id].pop(0) is one, "jobs of one adapter come in order"
+            given_to[one.job.adapter_id] += one.job.num_tokens
+        assert max(given_to.values()) - min(given_to.values()) <= 60
+
+
+def test_a_flood_does_not_hold_up_another_adapter() -> None:
+    line = WaitingLine(max_jobs=2000, max_batch_tokens=100)
+    for _ in range(1000):
+        line.put(waiting(10, "flood"))
+    line.take()
+    quiet = waiting(10, "quiet")
+    line.put(quiet)
+    assert quiet in line.take()
+
+
+def test_an_adapter_that_paused_has_not_saved_up() -> None:
+    line = WaitingLine(max_jobs=2000, max_batch_tokens=100)
+    for _ in range(100):
+        line.put(waiting(10, "steady"))
+    for _ in range(5):
+        line.take()
+    for _ in range(100):
+        line.put(waiting(10, "back"))
+    names = [one.job.adapter_id for _ in range(4) for one in line.take()]
+    assert abs(names.count("back") - names.count("steady")) <= 2
+
+
+@pytest.mark.parametrize("always_busy", [False, True])
+def test_counters_of_adapters_long_gone_are_forgotten(always_busy: bool) -> None:
+    line = WaitingLine(max_jobs=10, max_batch_tokens=2)
+    for index in range(5000):
+        line.put(waiting(1, f"adapter-{index}"))
+        if always_busy:
+            line.put(waiting(1, f"adapter-{index}"))
+            line.put(waiting(1, f"other-{index}"))
+        line.take()
+        line.take() if len(line) > 2 else None
+    assert len(line._counters) < 1100
+
+
 def test_the_limit_is_kept_at_it_and_one_past_it() -> None:
     line = WaitingLine(max_jobs=2, max_batch_tokens=10)
     line.put(waiting(1))

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,33 @@ def test_it_answers_and_sigterm_ends_it_with_0(server: tuple[subprocess.Popen[st
     assert process.wait(LIMIT_S) == 0
     assert process.stderr is not None
     assert json.loads(process.stderr.readlines()[-1])["event"] == "server_stopped"
+
+
+def test_the_texts_of_a_client_that_leaves_are_dropped(server: tuple[subprocess.Popen[str], str]) -> None:
+    """The first batch runs; what waits behind it is never computed, and the request is counted."""
+    _, url = server
+    texts = [" ".join(["word1"] * 500)] * 250
+    body = json.dumps({"adapter_id": "one", "inputs": texts}).encode()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        _until(lambda: _metric(url, "adaptermux_batch_seconds_count") + _metric(url, "adaptermux_waiting_texts") > 0)
+    _until(lambda: _metric(url, 'adaptermux_requests_total{adapter="one",code="client_left"}') == 1)
+    _until(lambda: _metric(url, "adaptermux_waiting_texts") == 0)
+    assert _metric(url, "adaptermux_batch_texts_sum") < len(texts)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+
+
+def _metric(url: str, name: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=LIMIT_S) as response:
+        lines = response.read().decode().splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
 @pytest.mark.parametrize(
