@@ -40,7 +40,7 @@ class Bitfit(Method[BitfitRow]):
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BitfitRow]]) -> None:
         for start, stop, (bias,) in segments:
-            y[start:stop] += bias
+            y[start:stop].add_(bias)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import BeftConfig

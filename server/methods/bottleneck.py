@@ -77,7 +77,7 @@ class Bottleneck(Method[BottleneckRow]):
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BottleneckRow]]) -> None:
         for start, stop, row in segments:
             low = row.activation(linear(y[start:stop].to(row.down.dtype), row.down, row.down_bias))  # [tokens, size]
-            y[start:stop] += linear(low, row.up, row.up_bias)  # [tokens, d]
+            y[start:stop].add_(linear(low, row.up, row.up_bias))  # [tokens, d]
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -48,13 +48,13 @@ class Ia3(Method[Ia3Row]):
         scaled = x.clone()
         for start, stop, (scale, on_input) in segments:
             if on_input:
-                scaled[start:stop] *= scale
+                scaled[start:stop].mul_(scale)
         return scaled
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]]) -> None:
         for start, stop, (scale, on_input) in segments:
             if not on_input:
-                y[start:stop] *= scale
+                y[start:stop].mul_(scale)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import IA3Config

@@ -76,7 +76,7 @@ class Lora(Method[LoraRow]):
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LoraRow]]) -> None:
         for start, stop, (down, up) in segments:
             low = x[start:stop].to(down.dtype) @ down.mT  # [tokens, rank]
-            y[start:stop] += low @ up.mT  # [tokens, d_out]
+            y[start:stop].add_(low @ up.mT)  # [tokens, d_out]
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig
