@@ -91,10 +91,10 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         raise AdapterMismatch(
             f"the head needs the base's own pooling layer, and base `{base.name}` has no weights for it"
         )
-    digest = hashlib.sha256(b"\0".join((json.dumps(config, sort_keys=True).encode(), data, own or b"")))
+    parts = (json.dumps(config, sort_keys=True).encode(), weights_sha256.encode(), own or b"")
     return AdapterFolder(
         adapter_id=name,
-        version=digest.hexdigest()[:12],
+        version=hashlib.sha256(b"\0".join(parts)).hexdigest()[:12],
         method=method,
         config=config,
         manifest=manifest,

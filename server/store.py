@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,12 +85,9 @@ def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
     """Copy the tensors of a folder into one flat block and let the method make its rows from views of it."""
     head = [folder.head_weight] if folder.head_bias is None else [folder.head_weight, folder.head_bias]
     parts = [*folder.tensors.values(), *head]
-    block = torch.empty(sum(part.numel() for part in parts), device=base.device)
-    views, offset = [], 0
-    for part in parts:
-        view = block[offset : offset + part.numel()].view(part.shape)
-        views.append(view.copy_(part))
-        offset += math.prod(part.shape)
+    sizes = [part.numel() for part in parts]
+    block = torch.empty(sum(sizes), device=base.device)
+    views = [piece.view(part.shape).copy_(part) for piece, part in zip(torch.split(block, sizes), parts, strict=True)]
     by_site: dict[str, dict[str, Tensor]] = {}
     for (site, role), view in zip(folder.tensors, views, strict=False):
         by_site.setdefault(site, {})[role] = view

@@ -225,6 +225,24 @@ def test_weights_outside_the_targets_are_refused(root: Path, bert_base: BaseMode
     refused(root, bert_base, AdapterDamaged, "target_modules")
 
 
+@pytest.mark.parametrize(
+    ("field", "leaving_out", "keeping"),
+    [
+        ("exclude_modules", ["value"], ["dense"]),
+        ("exclude_modules", r".*layer\.0\..*", r".*layer\.7\..*"),
+        ("layers_to_transform", [0], [0, 1]),
+        ("layers_to_transform", 1, []),
+    ],
+)
+def test_weights_that_peft_would_leave_out_are_refused(
+    root: Path, bert_base: BaseModel, field: str, leaving_out: object, keeping: object
+) -> None:
+    edit_config(root, **{field: leaving_out})
+    refused(root, bert_base, AdapterDamaged, field)
+    edit_config(root, **{field: keeping})
+    assert adapter_folder.read(root, "good", bert_base).tensors
+
+
 def test_a_pipe_in_place_of_a_file_does_not_hang_the_start(root: Path, bert_base: BaseModel) -> None:
     (root / "good" / CONFIG).unlink()
     os.mkfifo(root / "good" / CONFIG)

@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from server.errors import DataError
@@ -173,35 +174,45 @@ def _is_labelled(values: Sequence[object], order: Sequence[str]) -> bool:
 
 
 def _rows(records: Iterable[Mapping[str, object]], columns: Columns, source: str) -> list[Row]:
-    rows: list[Row] = []
-    text = pair = label = None
-    for number, record in enumerate(records, 1):
-        if text is None or label is None:
-            names = list(record)
-            text = _column(names, columns.text, TEXT_COLUMNS, source)
-            label = _column(names, columns.label, LABEL_COLUMNS, source)
-            pair = _column(names, columns.text_pair, PAIR_COLUMNS, source, optional=columns.text_pair is None)
-        first, value = record.get(text or ""), record.get(label or "")
-        if not isinstance(first, str) or not first.strip():
-            raise DataError(f"`{source}` row {number}: `{text}` is empty")
-        if value is None or str(value) == "":
-            raise DataError(f"`{source}` row {number}: `{label}` is empty")
-        second = record.get(pair) if pair else None
-        rows.append(Row(first, str(second) if second else None, str(value)))
-    if not rows:
+    remaining = iter(records)
+    first = next(remaining, None)
+    if first is None:
         raise DataError(f"`{source}` has no rows")
-    return rows
+    names = list(first)
+    text = _column(names, columns.text, TEXT_COLUMNS, source)
+    label = _column(names, columns.label, LABEL_COLUMNS, source)
+    pair = _pair_column(names, columns.text_pair, source)
+    return [
+        _row(record, text, pair, label, f"`{source}` row {number}")
+        for number, record in enumerate(chain((first,), remaining), 1)
+    ]
 
 
-def _column(
-    names: Sequence[str], wanted: str | None, usual: Sequence[str], source: str, optional: bool = False
-) -> str | None:
-    if wanted is not None:
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=1)
-            raise DataError(f"`{source}` has no column `{wanted}`" + (f"; did you mean `{near[0]}`?" if near else ""))
-        return wanted
-    found = next((name for name in usual if name in names), None)
-    if found is None and not optional:
-        raise DataError(f"`{source}` has the columns {', '.join(map(str, names))}; name the right one with a flag")
-    return found
+def _row(record: Mapping[str, object], text: str, pair: str | None, label: str, place: str) -> Row:
+    value, name = record.get(text), record.get(label)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: `{text}` is empty")
+    if name is None or str(name) == "":
+        raise DataError(f"{place}: `{label}` is empty")
+    second = record.get(pair) if pair else None
+    return Row(value, str(second) if second else None, str(name))
+
+
+def _column(names: Sequence[str], wanted: str | None, usual: Sequence[str], source: str) -> str:
+    """The column that is asked for, else the first usual one. Raises DataError where there is none."""
+    if wanted is None:
+        found = next((name for name in usual if name in names), None)
+        if found is None:
+            raise DataError(f"`{source}` has the columns {', '.join(map(str, names))}; name the right one with a flag")
+        return found
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted, names, n=1)
+        raise DataError(f"`{source}` has no column `{wanted}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+    return wanted
+
+
+def _pair_column(names: Sequence[str], wanted: str | None, source: str) -> str | None:
+    """The column of second texts; a data set need not have one."""
+    if wanted is None and not set(PAIR_COLUMNS) & set(names):
+        return None
+    return _column(names, wanted, PAIR_COLUMNS, source)

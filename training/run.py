@@ -100,11 +100,11 @@ def train(run: Run) -> Outcome | None:
     tokenizer = Tokenizer(folder)
     sets = {name: Texts(rows, splits.labels, tokenizer, plan.max_length) for name, rows in _by_name(splits).items()}
     set_seed(run.seed)
-    model = _make_model(run, plan, method, family, sets["train"])
+    model = _make_model(folder, plan, method, family, sets["train"])
     with TemporaryDirectory() as scratch:
         trainer = _make_trainer(run, plan, model, family, sets, run.work or Path(scratch))
         began = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(run.work))
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.work)) if run.work else None)
         train_s = time.perf_counter() - began
         measured, temperature = _measure(trainer, sets, splits)
         if not trainer.is_world_process_zero():
@@ -171,8 +171,8 @@ def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: in
     path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
 
-def _make_model(run: Run, plan: Plan, method: Method[Any], family: Family, texts: Texts) -> PeftModel:
-    base = PooledClassifier.load(run.base, texts.num_labels, plan.pooling)
+def _make_model(folder: Path, plan: Plan, method: Method[Any], family: Family, texts: Texts) -> PeftModel:
+    base = PooledClassifier.load(str(folder), texts.num_labels, plan.pooling)
     if base.config.pad_token_id is None:
         # the stock decoder heads look for padding by its id: take one that no text has
         used = texts.token_ids()
@@ -266,10 +266,6 @@ def _measure(trainer: Trainer, sets: Mapping[str, Texts], splits: Splits) -> tup
 
 def _by_name(splits: Splits) -> dict[str, list[Row]]:
     return {"train": splits.train, "validation": splits.validation, "test": splits.test}
-
-
-def _last_checkpoint(work: Path | None) -> str | None:
-    return get_last_checkpoint(str(work)) if work is not None and work.is_dir() else None
 
 
 class _Bar(ProgressCallback):

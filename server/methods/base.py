@@ -147,21 +147,30 @@ COMMON_FIELDS = frozenset(
 
 def check_target(config: Mapping[str, object], site: str) -> None:
     """Refuse weights at a site that the configuration does not target: plain peft would leave them out."""
-    targets = config.get("target_modules")
-    if targets in (None, "all-linear"):
-        return
-    if isinstance(targets, str):
-        found = matches(targets, site, "target_modules", whole=True)
-    elif isinstance(targets, list) and all(isinstance(target, str) for target in targets):
-        found = any(site == target or site.endswith(f".{target}") for target in targets)
-    else:
-        raise AdapterDamaged(
-            f"`target_modules` in adapter_config.json is {targets!r}, it must be a string or a list of them"
-        )
-    if not found:
-        raise AdapterDamaged(
-            f"the file has weights for `{site}`, which `target_modules` in adapter_config.json leaves out"
-        )
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if targets not in (None, "all-linear") and not _names(config, "target_modules", site):
+        raise _left_out(site, "target_modules")
+    if config.get("exclude_modules") is not None and _names(config, "exclude_modules", site):
+        raise _left_out(site, "exclude_modules")
+    if layers not in (None, []):
+        wanted = layers if isinstance(layers, list) else [layers]
+        number = next((int(part) for part in site.split(".") if part.isdecimal()), None)
+        if number not in wanted:
+            raise _left_out(site, "layers_to_transform")
+
+
+def _left_out(site: str, field: str) -> AdapterDamaged:
+    return AdapterDamaged(f"the file has weights for `{site}`, which `{field}` in adapter_config.json leaves out")
+
+
+def _names(config: Mapping[str, object], field: str, site: str) -> bool:
+    """Whether a field names a site as peft reads it: a regular expression, or a list of names or their ends."""
+    value = config[field]
+    if isinstance(value, str):
+        return matches(value, site, field, whole=True)
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return any(site == name or site.endswith(f".{name}") for name in value)
+    raise AdapterDamaged(f"`{field}` in adapter_config.json is {value!r}, it must be a string or a list of them")
 
 
 def matches(pattern: str, name: str, field: str, whole: bool) -> bool:
