@@ -86,7 +86,7 @@ class Method(ABC, Generic[Row]):
     peft_module: ClassVar[str | None] = None
     """Module to import before peft knows this method, where peft does not bring it."""
     learning_rate: ClassVar[float]
-    """Default for training, found by a sweep on a validation split; see `docs/log.md`."""
+    """Default for training; where it comes from stands in `docs/log.md`."""
     weight_decay: ClassVar[float] = 0.01
     options: ClassVar[Mapping[str, tuple[float, float, float]]] = {}
     """Training options: name -> (default, lowest, highest)."""
