@@ -5,11 +5,24 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from server.manifest import Pooling
+
+
+class PostNormLayer(NamedTuple):
+    """Where the modules of layer `{}` of a post-norm encoder lie in the backbone (Vaswani et al. 2017)."""
+
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    attention_norm: str
+    up: str
+    down: str
+    output_norm: str
 
 
 class Family(ABC):
@@ -43,6 +56,9 @@ class Family(ABC):
     ia3_targets: ClassVar[str]
     """Regular expression: keys, values and the feed-forward's second layer (Liu et al. 2022, section 3.3)."""
     ia3_feedforward: ClassVar[str]
+
+    post_norm_layer: ClassVar[PostNormLayer | None] = None
+    """Set where `server.packed_encoder` can run the layers; otherwise the library's own model code does."""
 
     @abstractmethod
     def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:

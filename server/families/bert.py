@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from server.families.base import Family
+from server.families.base import Family, PostNormLayer
 
 
 class Bert(Family):
@@ -31,6 +31,16 @@ class Bert(Family):
     # `output.dense` alone would match attention.output.dense too, which only repeats what the values do
     ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
     ia3_feedforward = r".*layer\.\d+\.output\.dense"
+    post_norm_layer = PostNormLayer(
+        query="encoder.layer.{}.attention.self.query",
+        key="encoder.layer.{}.attention.self.key",
+        value="encoder.layer.{}.attention.self.value",
+        attention_output="encoder.layer.{}.attention.output.dense",
+        attention_norm="encoder.layer.{}.attention.output.LayerNorm",
+        up="encoder.layer.{}.intermediate.dense",
+        down="encoder.layer.{}.output.dense",
+        output_norm="encoder.layer.{}.output.LayerNorm",
+    )
 
     def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
         return 0
