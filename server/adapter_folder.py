@@ -1,7 +1,8 @@
 """Read an adapter folder from disk and refuse, with a reason, everything that could answer wrongly.
 
 Nothing read here is trusted: names may not leave the root, pickles are never opened, and every size,
-shape and dtype is checked before memory for the adapter is taken.
+shape and dtype is checked before memory for the adapter is taken. The weights themselves are read later, by
+`server.store`, when the adapter is first needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from server import manifest as manifest_format
 from server.base_model import BaseModel
@@ -23,20 +24,19 @@ from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, Pa
 from server.manifest import ADAPTER_ID, FILE_NAME, Manifest
 from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
-from server.weights_file import STORED_DTYPES, TensorSpec, load_tensors, read_header
+from server.weights_file import TensorSpec, WeightsFile, read_header, sha256_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 MAX_TEXT_BYTES = 16 << 20
-MAX_WEIGHTS_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """A checked adapter, its tensors still as stored on disk.
+    """A checked adapter whose weights are still on disk.
 
-    tensors: (site name, role) -> tensor. head_weight [labels, hidden], head_bias [labels] or None.
+    tensors: (site name, role) -> where its bytes are. head_weight [labels, hidden], head_bias [labels] or None.
     position_offset: the position of a text's first token.
     warnings: what is unknown about an adapter that came without a manifest.
     """
@@ -46,9 +46,10 @@ class AdapterFolder:
     method: Method[Any]
     config: Mapping[str, object]
     manifest: Manifest
-    tensors: Mapping[tuple[str, str], Tensor]
-    head_weight: Tensor
-    head_bias: Tensor | None
+    weights: WeightsFile
+    tensors: Mapping[tuple[str, str], TensorSpec]
+    head_weight: TensorSpec
+    head_bias: TensorSpec | None
     position_offset: int
     warnings: tuple[str, ...]
 
@@ -59,30 +60,29 @@ def scan(root: Path) -> list[str]:
 
 
 def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
-    """Read and check the adapter folder `name` below `root` for a base. Raises AdapterRefused."""
+    """Read and check all but the weights of the adapter folder `name` below `root`. Raises AdapterRefused."""
     files = _open_folder(root, name)
     config = _parse_config(_read_bytes(files[CONFIG_FILE], MAX_TEXT_BYTES))
     method = method_of(config.get("peft_type"))
     method.check_config(config)
     if config.get("task_type") not in (None, "SEQ_CLS"):
         raise MethodUnsupported(f"`task_type` is {config['task_type']!r}; this server classifies text (SEQ_CLS)")
-    specs = read_header(files[WEIGHTS_FILE])
-    keys, head_keys = _sort_keys(specs, method, base)
-    _check_adapter({place: specs[key].shape for place, key in keys.items()}, method, config, base)
-    head = {part: specs[key].shape for part, key in head_keys.items()}
-    _check_head(head["weight"], head.get("bias"), base)
-    data = _read_bytes(files[WEIGHTS_FILE], MAX_WEIGHTS_BYTES)
-    tensors = load_tensors(data, specs, WEIGHTS_FILE)
-    weights_sha256 = hashlib.sha256(data).hexdigest()
+    weights = read_header(files[WEIGHTS_FILE])
+    keys, head_keys = _sort_keys(weights.specs, method, base)
+    tensors = {place: weights.specs[key] for place, key in keys.items()}
+    head = {part: weights.specs[key] for part, key in head_keys.items()}
+    _check_adapter({place: spec.shape for place, spec in tensors.items()}, method, config, base)
+    _check_head(head["weight"].shape, head["bias"].shape if "bias" in head else None, base)
 
     own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
-    num_labels = head["weight"][0]
-    prefix = max((specs[key].shape[0] for (site, _), key in keys.items() if site == ATTENTION), default=0)
+    num_labels = head["weight"].shape[0]
+    prefix = max((spec.shape[0] for (site, _), spec in tensors.items() if site == ATTENTION), default=0)
     warnings: list[str] = []
     if own is not None:
-        manifest = _own_manifest(own, weights_sha256, method, base, num_labels)
+        manifest = _own_manifest(own, method, base, num_labels)
     else:
-        manifest, warnings = _foreign_manifest(weights_sha256, config, method, base, num_labels, prefix)
+        digest = sha256_of(weights.path)
+        manifest, warnings = _foreign_manifest(digest, config, method, base, num_labels, prefix)
     position_offset = prefix if manifest.positions == "shifted" else 0
     if manifest.max_length + position_offset > base.max_length:
         limit = base.max_length - position_offset
@@ -91,16 +91,17 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         raise AdapterMismatch(
             f"the head needs the base's own pooling layer, and base `{base.name}` has no weights for it"
         )
-    parts = (json.dumps(config, sort_keys=True).encode(), weights_sha256.encode(), own or b"")
+    parts = (json.dumps(config, sort_keys=True).encode(), manifest.weights_sha256.encode(), own or b"")
     return AdapterFolder(
         adapter_id=name,
         version=hashlib.sha256(b"\0".join(parts)).hexdigest()[:12],
         method=method,
         config=config,
         manifest=manifest,
-        tensors={place: tensors[key] for place, key in keys.items()},
-        head_weight=tensors[head_keys["weight"]],
-        head_bias=tensors[head_keys["bias"]] if "bias" in head_keys else None,
+        weights=weights,
+        tensors=tensors,
+        head_weight=head["weight"],
+        head_bias=head.get("bias"),
         position_offset=position_offset,
         warnings=tuple(warnings),
     )
@@ -167,9 +168,7 @@ def _sort_keys(
     """Tell the adapter's tensors, by (site, role), from the head's `weight` and `bias`; nothing may be left over."""
     keys: dict[tuple[str, str], str] = {}
     head: dict[str, str] = {}
-    for key, spec in specs.items():
-        if spec.dtype not in STORED_DTYPES:
-            raise AdapterDamaged(f"tensor `{key}` is {spec.dtype}, it must be one of {', '.join(STORED_DTYPES)}")
+    for key in specs:
         name = key.removeprefix(KEY_PREFIX)
         if method.at_attention:
             name = name.removeprefix(SHORT_KEY_PREFIX)
@@ -213,6 +212,9 @@ def _check_adapter(
             raise AdapterMismatch(
                 f"`{site}.{role}` has shape {list(stored)}; on base `{base.name}` its config asks for {list(wanted)}"
             )
+    for site in {site for site, _ in shapes}:  # numbers in the config that cannot be used show here, not at loading
+        roles = {role: torch.empty(shapes[site, role], device="meta") for role in method.roles}
+        method.bind(config, base.sites[site], roles)
 
 
 def _check_head(weight: tuple[int, ...], bias: tuple[int, ...] | None, base: BaseModel) -> None:
@@ -226,7 +228,7 @@ def _check_head(weight: tuple[int, ...], bias: tuple[int, ...] | None, base: Bas
         raise AdapterDamaged("the head has no bias")
 
 
-def _own_manifest(data: bytes, weights_sha256: str, method: Method[Any], base: BaseModel, num_labels: int) -> Manifest:
+def _own_manifest(data: bytes, method: Method[Any], base: BaseModel, num_labels: int) -> Manifest:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -238,10 +240,6 @@ def _own_manifest(data: bytes, weights_sha256: str, method: Method[Any], base: B
         raise AdapterMismatch(
             f"trained on base `{manifest.base_name}` ({manifest.base_fingerprint[:12]}), this server holds "
             f"`{base.name}` ({base.fingerprint[:12]}); retrain it or start with that base"
-        )
-    if manifest.weights_sha256 != weights_sha256:
-        raise AdapterDamaged(
-            f"`{WEIGHTS_FILE}` has sha256 {weights_sha256[:12]}, the manifest says {manifest.weights_sha256[:12]}"
         )
     if len(manifest.labels) != num_labels:
         raise AdapterDamaged(f"the manifest names {len(manifest.labels)} labels, the head has {num_labels}")

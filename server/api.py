@@ -228,7 +228,7 @@ def _entry(card: AdapterCard | RefusedCard) -> AdapterEntry:
         pooling=manifest.pooling,
         max_length=manifest.max_length,
         base=manifest.base_name,
-        resident_bytes=card.resident_bytes,
+        num_bytes=card.num_bytes,
         metrics={name: {"value": m.value, "low": m.low, "high": m.high} for name, m in measured.items()} or None,
         warnings=list(card.warnings),
     )

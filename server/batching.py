@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 
-from server.errors import EngineStopped, Overloaded
+from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.jobs import Answer, Job
 from server.store import LoadedAdapter
 
@@ -46,42 +46,57 @@ class WaitingLine:
         self._arrivals = count()
         self._lowest = 0
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._drained = False
 
     def __len__(self) -> int:
         return self._num_jobs
 
-    def put(self, waiting: Waiting) -> None:
-        """Queue a job. Raises Overloaded when the line is full, EngineStopped once it is closed."""
+    def enter(self) -> None:
+        """Keep a place for a job that will be `put`, or will `leave`.
+
+        Raises Overloaded when the line is full, EngineStopped once it is closed.
+        """
         with self._changed:
             if self._closed:
                 raise EngineStopped("the engine has stopped and takes no more requests")
             if self._num_jobs >= self._max_jobs:
                 raise Overloaded(f"{self._num_jobs} texts wait already, which is the limit; retry later")
+            self._num_jobs += 1
+
+    def leave(self) -> None:
+        """Give up a place."""
+        with self._changed:
+            self._num_jobs -= 1
+            self._changed.notify_all()
+
+    def put(self, waiting: Waiting) -> None:
+        """Queue a job that has entered. Raises EngineStopped if nobody will take it any more."""
+        with self._changed:
+            if self._drained:
+                raise EngineStopped("the engine thread has ended; restart the server")
             adapter_id = waiting.job.adapter_id
             if adapter_id not in self._jobs:
                 self._jobs[adapter_id] = deque()
                 self._counters[adapter_id] = max(self._lowest, self._counters.get(adapter_id, 0))
                 heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
             self._jobs[adapter_id].append(waiting)
-            self._num_jobs += 1
             self._changed.notify()
 
     def take(self) -> list[Waiting]:
         """Wait for work, then take as many jobs as the token budget holds, at least one.
 
-        Jobs that were cancelled while they waited are dropped. Returns an empty list once the line is
-        closed and empty.
+        Jobs that were cancelled while they waited are dropped, those whose deadline has passed are answered so.
+        Returns an empty list once the line is closed and empty.
         """
         with self._changed:
             while True:
                 taken = self._take_now()
-                if taken or self._closed:
+                if taken or (self._closed and self._num_jobs == 0):
                     return taken
                 self._changed.wait()
 
     def close(self) -> None:
-        """Take no more jobs; `take` goes on until the line is empty."""
+        """Let nobody enter any more; `take` goes on until the line is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -89,11 +104,11 @@ class WaitingLine:
     def drain(self) -> list[Waiting]:
         """Close and hand over everything that waits, for an engine that cannot go on."""
         with self._changed:
-            self._closed = True
+            self._closed = self._drained = True
             waiting = [one for jobs in self._jobs.values() for one in jobs]
             self._jobs.clear()
             self._turns.clear()
-            self._num_jobs = 0
+            self._num_jobs -= len(waiting)
             return [one for one in waiting if one.future.set_running_or_notify_cancel()]
 
     def _take_now(self) -> list[Waiting]:
@@ -108,7 +123,7 @@ class WaitingLine:
             waiting = jobs.popleft()
             self._num_jobs -= 1
             self._lowest = counter
-            if waiting.future.set_running_or_notify_cancel():
+            if waiting.future.set_running_or_notify_cancel() and not _is_late(waiting):
                 taken.append(waiting)
                 budget -= waiting.job.num_tokens
                 self._counters[adapter_id] = counter + waiting.job.num_tokens
@@ -130,3 +145,11 @@ class WaitingLine:
                 for adapter_id, counter in self._counters.items()
                 if adapter_id in self._jobs or counter > self._lowest
             }
+
+
+def _is_late(waiting: Waiting) -> bool:
+    """Whether a job's deadline has passed; it is then answered so, before any time is spent on it."""
+    if waiting.job.deadline is None or time.monotonic() < waiting.job.deadline:
+        return False
+    waiting.future.set_exception(DeadlineExceeded("the deadline passed while the text waited; it was not classified"))
+    return True

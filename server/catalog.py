@@ -14,12 +14,12 @@ MOST_COMPARED = 200
 
 @dataclass(frozen=True, slots=True)
 class AdapterCard:
-    """One adapter that is served. resident_bytes: memory on the base model's device."""
+    """One adapter that is served. num_bytes: its weights, on disk as in memory."""
 
     adapter_id: str
     version: str
     manifest: Manifest
-    resident_bytes: int
+    num_bytes: int
     warnings: tuple[str, ...] = ()
 
 
@@ -48,6 +48,11 @@ class Catalog:
         """Every card in order of id."""
         with self._lock:
             return [self._cards[adapter_id] for adapter_id in sorted(self._cards)]
+
+    def count(self, status: str) -> int:
+        """How many adapters are `ready`, or `failed`."""
+        with self._lock:
+            return sum(isinstance(card, RefusedCard) == (status == "failed") for card in self._cards.values())
 
     def find(self, adapter_id: str) -> AdapterCard | RefusedCard:
         """The card of an id; raises AdapterNotFound with the nearest names."""

@@ -17,7 +17,7 @@ from server.batching import Waiting, WaitingLine
 from server.errors import EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward
 from server.jobs import Answer, EngineHealth, Job
-from server.store import Store
+from server.store import LoadedAdapter, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,30 @@ class ThreadEngine:
         self._thread.start()
 
     def submit(self, job: Job) -> Future[Answer]:
-        waiting = Waiting(job, self._store.acquire(job.adapter_id, job.version))
-        self._line.put(waiting)
-        return waiting.future
+        answer, since = Future[Answer](), time.monotonic()
+        self._line.enter()
+        try:
+            loading = self._store.acquire(job.adapter_id, job.version)
+        except BaseException:
+            self._line.leave()
+            raise
+        loading.add_done_callback(lambda loaded: self._admit(job, answer, since, loaded))
+        return answer
+
+    def _admit(self, job: Job, answer: Future[Answer], since: float, loaded: Future[LoadedAdapter]) -> None:
+        """Queue a job once its adapter is in memory. The adapter is released when the job is answered or cancelled."""
+        error = loaded.exception()
+        if error is None:
+            adapter = loaded.result()
+            answer.add_done_callback(lambda _: self._store.release(adapter.key))
+            try:
+                self._line.put(Waiting(job, adapter, answer, since))
+                return
+            except EngineStopped as stopped:
+                error = stopped
+        self._line.leave()
+        if answer.set_running_or_notify_cancel():
+            answer.set_exception(error)
 
     def health(self) -> EngineHealth:
         return EngineHealth(self._thread.is_alive(), len(self._line))

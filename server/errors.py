@@ -25,6 +25,8 @@
     └── ServiceError               ours
         ├── Overloaded
         ├── EngineStopped
+        ├── DeadlineExceeded       the caller's time ran out before the answer
+        ├── LoadFailed             an adapter could not be brought into memory
         └── ForwardFailed
 
 Each class carries the HTTP `status` and the stable `code` that a client sees. Messages say what is
@@ -159,6 +161,16 @@ class Overloaded(ServiceError):
 class EngineStopped(ServiceError):
     status = 503
     code = "engine_stopped"
+
+
+class DeadlineExceeded(ServiceError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class LoadFailed(ServiceError):
+    status = 503
+    code = "load_failed"
 
 
 class ForwardFailed(ServiceError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
 from server.library_encoder import LibraryEncoder, act_at
-from server.methods.base import ATTENTION, KeysValues
+from server.methods.base import ATTENTION
 from server.packed_encoder import PackedEncoder
 from server.segments import Segments, join
 from server.store import LoadedAdapter
@@ -86,7 +86,7 @@ class Forward:
     def _pack(self, batch: list[Work]) -> Packing:
         return Packing(
             lengths=[job.num_tokens for job, _ in batch],
-            prefixes=[cast("KeysValues | None", adapter.rows.get(ATTENTION)) for _, adapter in batch],
+            prefixes=[adapter.row(ATTENTION) for _, adapter in batch],
             reads=[self._read(job, adapter) for job, adapter in batch],
             device=self._base.device,
         )

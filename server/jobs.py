@@ -14,13 +14,15 @@ from typing import Protocol
 class Job:
     """One text (or pair) to classify with one version of one adapter.
 
-    token_ids and type_ids have the same length, special tokens included.
+    token_ids and type_ids have the same length, special tokens included. deadline: monotonic seconds after which
+    nobody waits for the answer.
     """
 
     adapter_id: str
     version: str
     token_ids: tuple[int, ...]
     type_ids: tuple[int, ...]
+    deadline: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -56,7 +58,8 @@ class Engine(Protocol):
     def submit(self, job: Job) -> Future[Answer]:
         """Queue a job; the future is always resolved, with an answer or a `ServiceError`.
 
-        A future that is cancelled before its batch starts is dropped from the queue.
+        A future that is cancelled before its batch starts is dropped from the queue; a job whose deadline passes
+        there is answered with DeadlineExceeded.
         Raises Overloaded when the queue is full and EngineStopped after `close`.
         """
 

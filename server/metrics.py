@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER = "other"
+STORE_GAUGES = {
+    "num_known": ("adaptermux_store_adapters", "Adapters that can be asked for"),
+    "num_resident": ("adaptermux_resident_adapters", "Adapters in the memory of the base model's device"),
+    "resident_bytes": ("adaptermux_adapter_resident_bytes", "Memory of these adapters"),
+    "host_bytes": ("adaptermux_adapter_host_bytes", "Memory of adapters that the host keeps for the device"),
+}
+STORE_COUNTERS = {
+    "num_loads": ("adaptermux_adapter_loads", "Adapters brought into memory"),
+    "num_evictions": ("adaptermux_adapter_evictions", "Adapters taken out of memory"),
+    "num_misses": ("adaptermux_adapter_misses", "Texts that had to wait for their adapter"),
+}
 
 
 class Metrics:
@@ -39,7 +52,8 @@ class Metrics:
         self._batch_adapters = self._histogram("adaptermux_batch_adapters", "Adapters in a forward pass", COUNTS)
         self._batch_failures = self._counter("adaptermux_batch_failures", "Forward passes that raised")
         self._adapters = Gauge("adaptermux_adapters", "Adapters known", ["status"], registry=self.registry)
-        self._resident = Gauge("adaptermux_adapter_resident_bytes", "Memory of loaded adapters", registry=self.registry)
+        self._store = _StoreCollector()
+        self.registry.register(self._store)
         self._waiting = Gauge("adaptermux_waiting_texts", "Texts that wait for the engine", registry=self.registry)
 
     def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
@@ -62,10 +76,14 @@ class Metrics:
         self._batch_adapters.observe(num_adapters)
         self._batch_failures.inc(1 if failed else 0)
 
-    def adapters_known(self, num_ready: int, num_failed: int, resident_bytes: int) -> None:
-        self._adapters.labels("ready").set(num_ready)
-        self._adapters.labels("failed").set(num_failed)
-        self._resident.set(resident_bytes)
+    def watch_adapters(self, count: Callable[[str], float]) -> None:
+        """Count the adapters of a status, ready or failed, at every scrape."""
+        for status in ("ready", "failed"):
+            self._adapters.labels(status).set_function(lambda status=status: count(status))  # type: ignore[misc]
+
+    def watch_store(self, read: Callable[[], object]) -> None:
+        """Read a record with the fields of `STORE_GAUGES` and `STORE_COUNTERS` at every scrape."""
+        self._store.read = read
 
     def watch_waiting(self, read: Callable[[], float]) -> None:
         """Read the queue length at every scrape."""
@@ -84,3 +102,17 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+
+class _StoreCollector(Collector):
+    """What happens in the store, read when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], object] = object
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self.read()
+        for field, (name, text) in STORE_GAUGES.items():
+            yield GaugeMetricFamily(name, text, value=getattr(stats, field, 0))
+        for field, (name, text) in STORE_COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=getattr(stats, field, 0))

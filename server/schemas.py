@@ -129,7 +129,7 @@ class AdapterEntry(BaseModel):
     pooling: str | None = None
     max_length: int | None = None
     base: str | None = None
-    resident_bytes: int | None = None
+    num_bytes: int | None = None
     metrics: dict[str, dict[str, float]] | None = None
     warnings: list[str] = []
     code: str | None = None

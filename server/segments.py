@@ -62,7 +62,7 @@ class Segments:
 
     def _at(self, site: str) -> Iterator[tuple[Method[Any], list[Segment[Any]]]]:
         for method, spans in self._by_method:
-            found = [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.rows.get(site)) is not None]
+            found = [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None]
             if found:
                 yield method, found
 

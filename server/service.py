@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from server import adapter_folder, logs
+from server.adapter_folder import AdapterFolder
 from server.api import Desk
 from server.base_model import BaseModel
 from server.catalog import AdapterCard, Catalog, RefusedCard
 from server.engine import BatchReport, ThreadEngine
-from server.errors import AdaptermuxError, BaseModelError, SettingsError
+from server.errors import AdaptermuxError, AdapterRefused, BaseModelError, SettingsError
 from server.forward import Forward, load_base
 from server.metrics import Metrics
 from server.schemas import BaseInfo
 from server.settings import Settings
-from server.store import Store
+from server.store import LoadedAdapter, Store, quarter_of_memory
 from server.tokenizer import Tokenizer
 
 
@@ -35,7 +37,9 @@ class Service:
         began = time.monotonic()
         torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.base = load_base(settings.base, settings.device, settings.dtype)
-        self.store = Store(self.base)
+        on_device = settings.adapter_bytes or quarter_of_memory(self.base.device)
+        in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
+        self.store = Store(self.base, on_device, in_host if self.base.device.type == "cuda" else 0, self._on_failed)
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
         self.engine = ThreadEngine(
@@ -54,8 +58,11 @@ class Service:
             max_inputs=settings.max_inputs,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
-        self.load_adapters(settings.adapters)
         self.metrics.watch_waiting(lambda: self.engine.health().num_waiting)
+        self.metrics.watch_store(self.store.stats)
+        self.metrics.watch_adapters(self.catalog.count)
+        self.register_adapters(settings.adapters)
+        self._preload(settings.preload)
 
     def __enter__(self) -> Service:
         self.engine.start()
@@ -65,37 +72,49 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.engine.close()
+        self.store.close()
 
-    def load_adapters(self, root: Path) -> None:
-        """Load every folder below `root`. One that is refused is listed with the reason and stops nothing."""
+    def register_adapters(self, root: Path) -> None:
+        """Make every folder below `root` known. One that is refused is listed with the reason and stops nothing."""
+        began = time.monotonic()
         for name in adapter_folder.scan(root):
-            began = time.monotonic()
-            card = self._load(root, name)
-            self.catalog.put(card)
-            if isinstance(card, RefusedCard):
-                logs.event("adapter_refused", adapter_id=card.adapter_id, code=card.code, reason=card.reason)
-            else:
-                logs.event(
-                    "adapter_loaded",
-                    adapter_id=name,
-                    version=card.version,
-                    method=card.manifest.method,
-                    warnings=card.warnings,
-                    seconds=round(time.monotonic() - began, 3),
-                )
-        cards = self.catalog.all()
-        num_failed = sum(isinstance(card, RefusedCard) for card in cards)
-        self.metrics.adapters_known(len(cards) - num_failed, num_failed, self.store.resident_bytes())
+            self._list(self._register(root, name))
+        num_known = self.store.stats().num_known
+        logs.event("adapters_registered", num_adapters=num_known, seconds=round(time.monotonic() - began, 3))
 
-    def _load(self, root: Path, name: str) -> AdapterCard | RefusedCard:
+    def _register(self, root: Path, name: str) -> AdapterCard | RefusedCard:
         try:
             folder = adapter_folder.read(root, name, self.base)
-            adapter = self.store.load(folder)
+            self.store.register(folder)
         except AdaptermuxError as error:
             return RefusedCard(_printable(name), error.code, str(error))
         except Exception as error:  # one folder must never stop the others, whatever it holds
             return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
-        return AdapterCard(name, folder.version, folder.manifest, adapter.resident_bytes, folder.warnings)
+        return AdapterCard(name, folder.version, folder.manifest, folder.weights.num_bytes, folder.warnings)
+
+    def _list(self, card: AdapterCard | RefusedCard) -> None:
+        self.catalog.put(card)
+        if isinstance(card, RefusedCard):
+            logs.event("adapter_refused", adapter_id=card.adapter_id, code=card.code, reason=card.reason)
+        elif card.warnings:
+            logs.event("adapter_has_warnings", adapter_id=card.adapter_id, warnings=card.warnings)
+
+    def _preload(self, count: int) -> None:
+        """Load the first adapters, as far as they have room, before anybody asks for them."""
+        began = time.monotonic()
+        loading: list[Future[LoadedAdapter]] = []
+        for card in self.catalog.all():
+            if isinstance(card, AdapterCard) and len(loading) < count and self.store.has_room(card.num_bytes):
+                loading.append(self.store.acquire(card.adapter_id, card.version))
+        for future in loading:
+            if future.exception() is None:
+                self.store.release(future.result().key)
+        num_loaded = self.store.stats().num_resident
+        logs.event("adapters_loaded", num_adapters=num_loaded, seconds=round(time.monotonic() - began, 3))
+
+    def _on_failed(self, folder: AdapterFolder, error: AdapterRefused) -> None:
+        """An adapter's weights were found to be damaged when they were read."""
+        self._list(RefusedCard(folder.adapter_id, error.code, str(error)))
 
     def _on_batch(self, report: BatchReport) -> None:
         self.metrics.batch_run(

@@ -48,6 +48,12 @@ class Settings(BaseModel):
     """Most tokens in one forward pass; a single longer text still runs, alone."""
     max_waiting: int = Field(4096, ge=1)
     """Most texts that may wait for the engine; beyond it requests are answered 503."""
+    adapter_bytes: int = Field(0, ge=0)
+    """Most bytes of adapters in the memory of the base model's device; 0 takes a quarter of it."""
+    host_adapter_bytes: int = Field(0, ge=0)
+    """Most bytes of adapters kept in host memory for a base model on a GPU; 0 takes a quarter of it."""
+    preload: int = Field(1000, ge=0)
+    """Adapters loaded before the server listens, as far as they have room; others load when first asked for."""
     metrics_top_adapters: int = Field(100, ge=0)
     """Adapters that get a metric label of their own; the others share `other`."""
 

@@ -1,35 +1,57 @@
-"""A safetensors file, read in two steps: what it says it holds, then its weights.
+"""A safetensors file, read in two steps: what it says it holds, then its weights as one block of memory.
 
 The format: 8 bytes of header length, a JSON object that describes the tensors, then their bytes without gaps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from server.errors import AdapterDamaged
 
 MAX_HEADER_BYTES = 16 << 20
-STORED_DTYPES = ("F32", "F16", "BF16")
+MAX_WEIGHTS_BYTES = 4 << 30
+STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MAPPED_BYTES = 64 << 10
+"""From this size on a block is a mapping of its own: freeing it gives the memory back at once, page by page."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a file's header says of one tensor."""
+    """What a file's header says of one tensor; start and stop: its bytes within the block."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def view(self, block: Tensor) -> Tensor:
+        """The tensor itself, a view of a block of bytes."""
+        return block[self.start : self.stop].view(STORED_DTYPES[self.dtype]).view(self.shape)
 
 
-def read_header(path: Path) -> dict[str, TensorSpec]:
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file whose header has been read. header_bytes: where the weights begin. num_bytes: how many they are."""
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
+    header_bytes: int
+    num_bytes: int
+
+
+def read_header(path: Path) -> WeightsFile:
     """What a file says it holds: enough to refuse it before its weights are read. Raises AdapterDamaged."""
     try:
         with path.open("rb") as file:
@@ -37,29 +59,82 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {length} bytes")
             record = json.loads(file.read(length))
-            size = path.stat().st_size - 8 - length
-        specs = {
-            key: TensorSpec(str(tensor["dtype"]), tuple(int(part) for part in tensor["shape"]))
-            for key, tensor in record.items()
-            if key != "__metadata__"
-        }
-        end = max((int(record[key]["data_offsets"][1]) for key in specs), default=0)
+            num_bytes = os.fstat(file.fileno()).st_size - 8 - length
+        specs = {key: _spec(tensor) for key, tensor in record.items() if key != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise AdapterDamaged(f"`{path.name}` cannot be read: {error!r}") from error
-    if end != size:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: it holds {size} bytes of weights, its header says {end}")
-    return specs
+    for key, spec in specs.items():
+        _check(key, spec)
+    end = 0
+    for spec in sorted(specs.values(), key=lambda spec: spec.start):
+        if spec.start != end:
+            raise AdapterDamaged(f"`{path.name}` cannot be read: its tensors overlap or leave gaps at byte {end}")
+        end = spec.stop
+    if end != num_bytes:
+        raise AdapterDamaged(
+            f"`{path.name}` cannot be read: it holds {num_bytes} bytes of weights, its header says {end}"
+        )
+    if num_bytes > MAX_WEIGHTS_BYTES:
+        raise AdapterDamaged(f"`{path.name}` has {num_bytes} bytes of weights, at most {MAX_WEIGHTS_BYTES} are read")
+    return WeightsFile(path, specs, 8 + length, num_bytes)
 
 
-def load_tensors(data: bytes, specs: Mapping[str, TensorSpec], name: str) -> dict[str, Tensor]:
-    """The tensors of a whole file, which must be those of its header, and finite. Raises AdapterDamaged."""
+def sha256_of(path: Path) -> str:
+    """The digest of a whole file. Raises AdapterDamaged."""
     try:
-        tensors = load_safetensors(data)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+
+
+def read_block(weights: WeightsFile, sha256: str) -> Tensor:
+    """The weights of a whole file as it was when its digest was taken: uint8 [bytes], finite. Raises AdapterDamaged."""
+    name = weights.path.name
+    try:
+        with weights.path.open("rb") as file:
+            digest = hashlib.sha256(file.read(weights.header_bytes))
+            block = _fill(file, weights.num_bytes)
+            digest.update(block.numpy().data)
+            digest.update(file.read(1))  # nothing, unless the file grew
+    except OSError as error:
         raise AdapterDamaged(f"`{name}` cannot be read: {error}") from error
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != {key: specs[key].shape for key in specs}:
-        raise AdapterDamaged(f"`{name}` changed while it was read")
-    for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterDamaged(f"tensor `{key}` holds values that are not finite")
-    return tensors
+    if digest.hexdigest() != sha256:
+        raise AdapterDamaged(f"`{name}` has sha256 {digest.hexdigest()[:12]}, it was to be {sha256[:12]}")
+    if not bool(torch.isfinite(_as_one(block, weights)).all()):
+        key = next(key for key, spec in weights.specs.items() if not bool(torch.isfinite(spec.view(block)).all()))
+        raise AdapterDamaged(f"tensor `{key}` holds values that are not finite")
+    return block
+
+
+def _spec(record: Mapping[str, object]) -> TensorSpec:
+    shape, offsets = record["shape"], record["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"a tensor is described by {record!r:.80}")
+    return TensorSpec(str(record["dtype"]), tuple(map(int, shape)), int(offsets[0]), int(offsets[1]))
+
+
+def _check(key: str, spec: TensorSpec) -> None:
+    if spec.dtype not in STORED_DTYPES:
+        raise AdapterDamaged(f"tensor `{key}` is {spec.dtype}, it must be one of {', '.join(STORED_DTYPES)}")
+    item = STORED_DTYPES[spec.dtype].itemsize
+    if any(size < 0 for size in spec.shape) or spec.stop - spec.start != prod(spec.shape) * item:
+        raise AdapterDamaged(f"tensor `{key}` of shape {list(spec.shape)} does not fill bytes {spec.start}-{spec.stop}")
+    if spec.start % item:
+        raise AdapterDamaged(f"tensor `{key}` begins at byte {spec.start}, which is not aligned; save the file anew")
+
+
+def _fill(file: BinaryIO, num_bytes: int) -> Tensor:
+    if num_bytes < MAPPED_BYTES:
+        return torch.frombuffer(bytearray(file.read(num_bytes).ljust(num_bytes, b"\0")), dtype=torch.uint8)
+    mapping = mmap.mmap(-1, num_bytes)  # freed with the last tensor that views it
+    file.readinto(mapping)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it; a short read fails the digest
+    return torch.frombuffer(mapping, dtype=torch.uint8)
+
+
+def _as_one(block: Tensor, weights: WeightsFile) -> Tensor:
+    """The block as one flat tensor where all in it has one format, which is the usual case."""
+    dtypes = {spec.dtype for spec in weights.specs.values()}
+    if len(dtypes) == 1:
+        return block.view(STORED_DTYPES[dtypes.pop()])
+    return torch.cat([spec.view(block).flatten().float() for spec in weights.specs.values()])

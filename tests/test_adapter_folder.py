@@ -256,7 +256,7 @@ def test_a_sparse_file_is_refused_before_it_is_read(root: Path, bert_base: BaseM
     refused(root, bert_base, AdapterDamaged, "its header says")
 
 
-@pytest.mark.parametrize("value", [10**400, 1e300, float("nan"), "8", None, True])
+@pytest.mark.parametrize("value", [10**400, 1e300, 1e6 + 1, float("nan"), "8", None, True])
 def test_an_alpha_that_is_no_fit_number_is_refused(root: Path, bert_base: BaseModel, value: object) -> None:
     edit_config(root, lora_alpha=value)
     with pytest.raises(AdapterDamaged, match="lora_alpha"):
@@ -266,13 +266,6 @@ def test_an_alpha_that_is_no_fit_number_is_refused(root: Path, bert_base: BaseMo
 def test_a_bad_pattern_is_refused(root: Path, bert_base: BaseModel) -> None:
     edit_config(root, rank_pattern={"(": 4})
     refused(root, bert_base, AdapterDamaged, "rank_pattern")
-
-
-def test_a_scale_that_overflows_is_refused(root: Path, bert_base: BaseModel) -> None:
-    edit_config(root, lora_alpha=9e29)
-    edit_weights(root, lambda t: t.update({k: v * 1e12 for k, v in t.items() if "lora_B" in k}))
-    with pytest.raises(AdapterDamaged, match="overflow"):
-        Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

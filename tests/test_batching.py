@@ -25,6 +25,11 @@ def waiting(num_tokens: int, adapter_id: str = "a") -> Waiting:
     return Waiting(Job(adapter_id, "v", (1,) * num_tokens, (0,) * num_tokens), adapter)
 
 
+def join(line: WaitingLine, one: Waiting) -> None:
+    line.enter()
+    line.put(one)
+
+
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 100), st.sets(st.integers(0, 59)))
 def test_every_job_is_taken_once_in_order_within_the_budget(
     lengths: list[int], budget: int, cancelled: set[int]
@@ -32,7 +37,7 @@ def test_every_job_is_taken_once_in_order_within_the_budget(
     line = WaitingLine(max_jobs=100, max_batch_tokens=budget)
     jobs = [waiting(length) for length in lengths]
     for job in jobs:
-        line.put(job)
+        join(line, job)
     for index in cancelled & set(range(len(jobs))):
         jobs[index].future.cancel()
     line.close()
@@ -54,10 +59,10 @@ def test_adapters_that_keep_waiting_are_given_the_same(events: list[tuple[str, i
     for name in "abcdef":  # enough work that nobody runs dry
         for _ in range(100):
             order[name].append(waiting(10, name))
-            line.put(order[name][-1])
+            join(line, order[name][-1])
     for name, length, take in events:
         order[name].append(waiting(length, name))
-        line.put(order[name][-1])
+        join(line, order[name][-1])
         for one in line.take() if take else []:
             assert order[one.job.adapter_id].pop(0) is one, "jobs of one adapter come in order"
             given_to[one.job.adapter_id] += one.job.num_tokens
@@ -67,21 +72,21 @@ def test_adapters_that_keep_waiting_are_given_the_same(events: list[tuple[str, i
 def test_a_flood_does_not_hold_up_another_adapter() -> None:
     line = WaitingLine(max_jobs=2000, max_batch_tokens=100)
     for _ in range(1000):
-        line.put(waiting(10, "flood"))
+        join(line, waiting(10, "flood"))
     line.take()
     quiet = waiting(10, "quiet")
-    line.put(quiet)
+    join(line, quiet)
     assert quiet in line.take()
 
 
 def test_an_adapter_that_paused_has_not_saved_up() -> None:
     line = WaitingLine(max_jobs=2000, max_batch_tokens=100)
     for _ in range(100):
-        line.put(waiting(10, "steady"))
+        join(line, waiting(10, "steady"))
     for _ in range(5):
         line.take()
     for _ in range(100):
-        line.put(waiting(10, "back"))
+        join(line, waiting(10, "back"))
     names = [one.job.adapter_id for _ in range(4) for one in line.take()]
     assert abs(names.count("back") - names.count("steady")) <= 2
 
@@ -90,10 +95,10 @@ def test_an_adapter_that_paused_has_not_saved_up() -> None:
 def test_counters_of_adapters_long_gone_are_forgotten(always_busy: bool) -> None:
     line = WaitingLine(max_jobs=10, max_batch_tokens=2)
     for index in range(5000):
-        line.put(waiting(1, f"adapter-{index}"))
+        join(line, waiting(1, f"adapter-{index}"))
         if always_busy:
-            line.put(waiting(1, f"adapter-{index}"))
-            line.put(waiting(1, f"other-{index}"))
+            join(line, waiting(1, f"adapter-{index}"))
+            join(line, waiting(1, f"other-{index}"))
         line.take()
         line.take() if len(line) > 2 else None
     assert len(line._counters) < 1100
@@ -101,16 +106,16 @@ def test_counters_of_adapters_long_gone_are_forgotten(always_busy: bool) -> None
 
 def test_the_limit_is_kept_at_it_and_one_past_it() -> None:
     line = WaitingLine(max_jobs=2, max_batch_tokens=10)
-    line.put(waiting(1))
-    line.put(waiting(1))
+    join(line, waiting(1))
+    join(line, waiting(1))
     with pytest.raises(Overloaded, match="2 texts"):
-        line.put(waiting(1))
+        join(line, waiting(1))
 
 
 def test_a_text_that_fills_the_budget_exactly_shares_and_one_token_more_does_not() -> None:
     line = WaitingLine(max_jobs=10, max_batch_tokens=10)
     for length in (4, 6, 1):
-        line.put(waiting(length))
+        join(line, waiting(length))
     assert [one.job.num_tokens for one in line.take()] == [4, 6]
     assert [one.job.num_tokens for one in line.take()] == [1]
 
@@ -121,16 +126,16 @@ def test_take_waits_for_work_and_wakes_for_it() -> None:
     thread = threading.Thread(target=lambda: taken.extend(line.take()))
     thread.start()
     job = waiting(3)
-    line.put(job)
+    join(line, job)
     thread.join(10)
     assert taken == [job]
 
 
 def test_a_closed_line_takes_no_more() -> None:
     line = WaitingLine(max_jobs=10, max_batch_tokens=10)
-    line.put(waiting(1))
+    join(line, waiting(1))
     line.close()
     with pytest.raises(EngineStopped):
-        line.put(waiting(1))
+        join(line, waiting(1))
     assert len(line.take()) == 1
     assert line.take() == []

@@ -41,7 +41,7 @@ def server(adapters: Path, bert_base: BaseModel) -> Iterator[tuple[subprocess.Po
         events.append(json.loads(line))
         if events[-1]["event"] == "server_started":
             break
-    assert [event["event"] for event in events].count("adapter_loaded") == 2
+    assert [event["num_adapters"] for event in events if event["event"] == "adapters_loaded"] == [2]
     yield process, events[-1]["url"]
     process.kill()
     process.wait(LIMIT_S)

@@ -229,9 +229,11 @@ def test_an_adapter_that_is_unloaded_stays_whole_for_the_jobs_that_have_it(
     store.load(folder)
     engine = ThreadEngine(gate, store)
     future = engine.submit(Job("a", folder.version, (2, 9, 3), (0, 0, 0)))
-    store.unload("a", folder.version)
-    assert store.resident_bytes() == 0
+    store.unregister(f"a@{folder.version}")
+    with pytest.raises(AdapterNotFound):
+        engine.submit(Job("a", folder.version, (2, 9, 3), (0, 0, 0)))
     gate.open.set()
     engine.start()
     assert len(future.result(WAIT_S).logits) == 3
     engine.close()
+    assert store.stats().resident_bytes == 0

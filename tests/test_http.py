@@ -258,7 +258,7 @@ def test_a_failing_forward_pass_is_500_and_the_next_request_is_answered(
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.base.backbone, "forward", fail)
+        patch.setattr(service.base.backbone.embeddings, "forward", fail)
         status, problem = post(client, adapter_id="film-reviews", inputs="word1")
         assert status == 500
         assert problem["code"] == "forward_failed"

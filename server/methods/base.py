@@ -111,7 +111,7 @@ class Method(ABC, Generic[Row]):
 
     @abstractmethod
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> Row:
-        """Make the row of one site from its tensors by role; they may be changed in place."""
+        """Make the row of one site: views of its tensors by role, and numbers. The tensors stay as they are."""
 
     def changes_input(self, row: Row) -> bool:
         """Whether an adapter's row changes what goes into its site."""
@@ -129,6 +129,22 @@ class Method(ABC, Generic[Row]):
     @abstractmethod
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         """The PEFT configuration that trains this method on a base of `family`. Imports peft."""
+
+
+def widened(row: Row) -> Row:
+    """A row whose tensors are float32, for adapters that are stored in half precision."""
+    assert isinstance(row, tuple), "rows are named tuples"
+    parts = (part.float() if isinstance(part, Tensor) else part for part in row)
+    result: Row = type(row)(*parts)
+    return result
+
+
+def add_product(y: Tensor, low: Tensor, up: Tensor, scale: float) -> None:
+    """y [rows, d_out] += scale * low [rows, rank] @ up [rank, d_out]."""
+    if y.dtype == low.dtype:
+        y.addmm_(low, up, alpha=scale)
+    else:
+        y.add_(low @ up, alpha=scale)
 
 
 COMMON_FIELDS = frozenset(

@@ -26,13 +26,14 @@ MAX_SCALING = 1e6
 
 
 class BottleneckRow(NamedTuple):
-    """down [size, d], up [d, size] with their biases; the scale is folded into `up`."""
+    """down [size, d], up [d, size] with their biases."""
 
     down: Tensor
     down_bias: Tensor
     up: Tensor
     up_bias: Tensor
     activation: Callable[[Tensor], Tensor]
+    scale: float
 
 
 class Bottleneck(Method[BottleneckRow]):
@@ -69,15 +70,16 @@ class Bottleneck(Method[BottleneckRow]):
         return BottleneckRow(
             tensors[DOWN_WEIGHT],
             tensors[DOWN_BIAS],
-            tensors[UP_WEIGHT].mul_(scaling),
-            tensors[UP_BIAS].mul_(scaling),
+            tensors[UP_WEIGHT],
+            tensors[UP_BIAS],
             ACTIVATIONS[str(config["non_linearity"])],
+            float(scaling),
         )
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BottleneckRow]]) -> None:
         for start, stop, row in segments:
             low = row.activation(linear(y[start:stop].to(row.down.dtype), row.down, row.down_bias))  # [tokens, size]
-            y[start:stop].add_(linear(low, row.up, row.up_bias))  # [tokens, d]
+            y[start:stop].add_(linear(low, row.up, row.up_bias), alpha=row.scale)  # [tokens, d]
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
-from server.methods.base import MAX_RANK, Method, Segment, Site, matches
+from server.methods.base import MAX_RANK, Method, Segment, Site, add_product, matches
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
 
-MAX_NUMBER = 1e30
+MAX_NUMBER = 1e6
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 
 # These start from factors of W0 and change the base weights, which we do not have
@@ -24,10 +24,11 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LoraRow(NamedTuple):
-    """down [rank, d_in], up [d_out, rank]; the scale alpha / rank is folded into `up`."""
+    """down [rank, d_in], up [d_out, rank]; scale is alpha / rank."""
 
     down: Tensor
     up: Tensor
+    scale: float
 
 
 class Lora(Method[LoraRow]):
@@ -71,12 +72,12 @@ class Lora(Method[LoraRow]):
         rank = self._rank(config, site.name)
         alpha = self._number(config, "alpha_pattern", "lora_alpha", 8, site.name)
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        return LoraRow(tensors[DOWN], tensors[UP].mul_(scale))
+        return LoraRow(tensors[DOWN], tensors[UP], scale)
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LoraRow]]) -> None:
-        for start, stop, (down, up) in segments:
+        for start, stop, (down, up, scale) in segments:
             low = x[start:stop].to(down.dtype) @ down.mT  # [tokens, rank]
-            y[start:stop].add_(low @ up.mT)  # [tokens, d_out]
+            add_product(y[start:stop], low, up.mT, scale)  # [tokens, d_out]
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig
@@ -105,8 +106,8 @@ class Lora(Method[LoraRow]):
             if matches(key, site, pattern, whole=False):
                 value = override
                 break
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < MAX_NUMBER:
-            raise AdapterDamaged(f"`{field}` of `{site}` is {value!r:.40}, it must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_NUMBER:
+            raise AdapterDamaged(f"`{field}` of `{site}` is {value!r:.40}, it must be a number up to {MAX_NUMBER:,.0f}")
         return float(value)
 
 
