@@ -31,6 +31,7 @@ from server.manifest import Manifest
 from server.methods import method_of
 from server.store import Store
 from tests.seeded import make_adapter, make_base
+from training.peft_head import HeadConfig
 
 WEIGHTS, CONFIG = adapter_folder.WEIGHTS_FILE, adapter_folder.CONFIG_FILE
 
@@ -289,6 +290,17 @@ def test_a_tensor_of_the_wrong_type_is_refused(root: Path, bert_base: BaseModel)
 def test_a_tensor_that_belongs_nowhere_is_refused(root: Path, bert_base: BaseModel) -> None:
     edit_weights(root, lambda t: t.update({"base_model.model.bert.embeddings.word_embeddings.weight": torch.zeros(2)}))
     refused(root, bert_base, AdapterDamaged, "word_embeddings")
+
+
+def test_a_folder_with_a_head_only_holds_nothing_else(root: Path, bert_base: BaseModel) -> None:
+    tensors = load_file(root / "good" / WEIGHTS)
+    stray = next(key for key in tensors if "lora_A" in key)
+    shutil.rmtree(root / "good")
+    make_adapter(root / "good", bert_base.folder, HeadConfig(task_type="SEQ_CLS"), 3, seed=0)
+    loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+    assert loaded.rows == {}
+    edit_weights(root, lambda t: t.update({stray: tensors[stray]}))
+    refused(root, bert_base, AdapterDamaged, stray)
 
 
 def test_half_a_pair_is_refused(root: Path, bert_base: BaseModel) -> None:

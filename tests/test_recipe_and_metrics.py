@@ -22,6 +22,7 @@ def test_defaults_are_the_methods_own() -> None:
     for method in methods().values():
         recipe = Recipe().settle(method, FAMILY, 2000, 512)
         assert recipe.learning_rate == method.learning_rate
+        assert recipe.head_learning_rate == method.head_learning_rate
         assert recipe.weight_decay == method.weight_decay
         assert recipe.epochs == 3
 

@@ -131,7 +131,7 @@ def test_the_folder_tells_nothing_of_the_machine(
         assert str(base_folders["bert"].parent) not in (tmp_path / "a" / name).read_text()
 
 
-@pytest.mark.parametrize("method", ["ia3", "bottleneck"])
+@pytest.mark.parametrize("method", ["ia3", "bottleneck", "head"])
 def test_the_code_on_the_model_card_runs(
     method: str, corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     run.add_argument("--data", required=True, help="folder with train.csv, a .csv or .jsonl file, or hub:name")
-    run.add_argument("--method", required=True, help="bitfit, bottleneck, ia3, lora or prefix")
+    run.add_argument("--method", required=True, help="bitfit, bottleneck, head, ia3, lora or prefix")
     run.add_argument("--output", required=True, type=Path, help="folder to write; its name is the adapter's id")
     run.add_argument("--base", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or hub id (%(default)s)")
     run.add_argument("--seed", type=int, default=0, help="fixes the rows, their order and the weights (%(default)s)")
