@@ -350,6 +350,8 @@ def test_a_foreign_folder_with_an_unknown_local_base_is_served_with_a_warning(ro
         ({"temperature": -1.0}, AdapterDamaged, "temperature"),
         ({"temperature": 5e-324}, AdapterDamaged, "temperature"),
         ({"temperature": 10**400}, AdapterDamaged, "temperature"),
+        ({"threshold": -0.01}, AdapterDamaged, "threshold"),
+        ({"threshold": 1.01}, AdapterDamaged, "threshold"),
         ({"problem_type": "ranking"}, AdapterDamaged, "problem_type"),
     ],
 )
@@ -358,6 +360,20 @@ def test_a_manifest_that_does_not_fit_is_refused(
 ) -> None:
     add_manifest(root / "good", bert_base, **changes)
     refused(root, bert_base, kind, word)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, None])
+def test_a_threshold_is_read_at_its_limits_and_is_a_half_where_none_is_written(
+    root: Path, bert_base: BaseModel, threshold: float | None
+) -> None:
+    add_manifest(root / "good", bert_base, **({} if threshold is None else {"threshold": threshold}))
+    path = root / "good" / "adapter.json"
+    record = json.loads(path.read_text())
+    if threshold is None:
+        del record["threshold"]
+    path.write_text(json.dumps(record))
+    read = adapter_folder.read(root, "good", bert_base).manifest.threshold
+    assert read == (0.5 if threshold is None else threshold)
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"schema": 1, "method": "\\ud800"}', '{"schema": 2}', "3"])
