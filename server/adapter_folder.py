@@ -194,7 +194,7 @@ def _check_adapter(
     config: Mapping[str, object],
     base: BaseModel,
 ) -> None:
-    if not shapes:
+    if not shapes and method.roles:
         raise AdapterDamaged(f"the file holds no {method.name} tensors ({', '.join(method.roles)})")
     for (site, role), stored in shapes.items():
         if site not in base.sites:

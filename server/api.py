@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server.activation import activate
 from server.catalog import AdapterCard, Catalog, RefusedCard
-from server.errors import AdaptermuxError, ClientLeft, TooManyInputs
+from server.errors import AdaptermuxError, ClientLeft, InvalidInput, TooManyInputs
 from server.jobs import Answer, Engine, Job
 from server.manifest import Manifest
 from server.metrics import Metrics
@@ -26,7 +26,6 @@ from server.schemas import (
     ClassifyRequest,
     ClassifyResponse,
     Health,
-    Output,
     Prediction,
     Problem,
     Score,
@@ -64,13 +63,18 @@ CLASSIFY_RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.post("/v1/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
+@router.post("/v1/classify", tags=["classify"], responses=CLASSIFY_RESPONSES, response_model_exclude_none=True)
 async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
     """Classify texts with one adapter."""
     return await _measured(request, body.adapter_id, body)
 
 
-@router.post("/v1/adapters/{adapter_id}/classify", tags=["classify"], responses=CLASSIFY_RESPONSES)
+@router.post(
+    "/v1/adapters/{adapter_id}/classify",
+    tags=["classify"],
+    responses=CLASSIFY_RESPONSES,
+    response_model_exclude_none=True,
+)
 async def classify_with(adapter_id: str, body: AdapterClassifyRequest, request: Request) -> ClassifyResponse:
     """The same with the adapter in the path, so that a load balancer can route on it."""
     return await _measured(request, adapter_id, body)
@@ -157,6 +161,11 @@ async def _left(request: Request) -> None:
 
 
 async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest) -> ClassifyResponse:
+    if body.threshold is not None and card.manifest.problem_type != "multi_label":
+        raise InvalidInput(
+            "threshold",
+            f"`threshold` is for multi-label adapters; `{card.adapter_id}` is {card.manifest.problem_type}",
+        )
     began = time.perf_counter()
     encoded = await run_in_threadpool(_tokenize, desk, card.manifest, body)
     tokenize_s = time.perf_counter() - began
@@ -169,7 +178,7 @@ async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest)
         adapter_id=card.adapter_id,
         version=card.version,
         method=card.manifest.method,
-        predictions=[_prediction(answer, card.manifest, body.output, body.top_k) for answer in answers],
+        predictions=[_prediction(answer, card.manifest, body) for answer in answers],
         usage=Usage(tokens=num_tokens),
         timing_ms=Timing(
             tokenize=round(tokenize_s * 1e3, 3),
@@ -204,13 +213,19 @@ async def _run(engine: Engine, jobs: list[Job]) -> list[Answer]:
         raise
 
 
-def _prediction(answer: Answer, manifest: Manifest, output: Output, top_k: int | None) -> Prediction:
-    values = (
-        answer.logits if output == "logits" else activate(answer.logits, manifest.problem_type, manifest.temperature)
+def _prediction(answer: Answer, manifest: Manifest, body: AdapterClassifyRequest) -> Prediction:
+    values = activate(answer.logits, manifest.problem_type, manifest.temperature)
+    shown = answer.logits if body.output == "logits" else values
+    # sorted by what decides: logits and probabilities rank alike
+    ranked = sorted(zip(manifest.labels, values, shown, strict=True), key=lambda one: (-one[1], -one[2]))
+    scores = [Score(label=label, score=score) for label, _, score in ranked]
+    threshold = manifest.threshold if body.threshold is None else body.threshold
+    return Prediction(
+        label=scores[0].label,
+        score=scores[0].score,
+        labels=[one[0] for one in ranked if one[1] >= threshold] if manifest.problem_type == "multi_label" else None,
+        scores=scores[: body.top_k],
     )
-    ranked = sorted(zip(manifest.labels, values, strict=True), key=lambda pair: -pair[1])
-    scores = [Score(label=label, score=value) for label, value in ranked]
-    return Prediction(label=scores[0].label, score=scores[0].score, scores=scores[:top_k])
 
 
 def _entry(card: AdapterCard | RefusedCard) -> AdapterEntry:
@@ -225,6 +240,7 @@ def _entry(card: AdapterCard | RefusedCard) -> AdapterEntry:
         method=manifest.method,
         labels=list(manifest.labels),
         problem_type=manifest.problem_type,
+        threshold=manifest.threshold if manifest.problem_type == "multi_label" else None,
         pooling=manifest.pooling,
         max_length=manifest.max_length,
         base=manifest.base_name,

@@ -34,7 +34,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measured fraction with its 95 % interval and the rows it was measured on."""
+    """A measured figure with its 95 % interval and the rows it was measured on.
+
+    A fraction (accuracy, F1), a correlation from -1 to 1 (pearson, spearman), or an error in the data's unit (rmse).
+    """
 
     value: float
     low: float
@@ -63,7 +66,8 @@ class Manifest:
     """All that serving needs beside the weights.
 
     labels: in logit order. max_length: tokens, special tokens included. temperature: logits are
-    divided by it before the activation. positions: whether a prefix shifts the positions of the text behind it, as peft
+    divided by it before the activation. threshold: the score from which on a label counts, where there may be several.
+    positions: whether a prefix shifts the positions of the text behind it, as peft
     does, or keeps them; without a prefix they are kept. base_fingerprint: `sha256` over the base model's weight files.
     """
 
@@ -77,6 +81,7 @@ class Manifest:
     base_fingerprint: str
     weights_sha256: str
     positions: Positions = "kept"
+    threshold: float = 0.5
     training: TrainingFacts | None = field(default=None)
 
 
@@ -110,6 +115,7 @@ def parse(text: str) -> Manifest:
         base_fingerprint=read.digest("base_fingerprint"),
         weights_sha256=read.digest("weights_sha256"),
         positions=read.choice("positions", POSITIONS) if "positions" in record else "kept",  # type: ignore[arg-type]
+        threshold=read.number("threshold", 0.0, 1.0) if "threshold" in record else 0.5,
         training=_training(record.get("training")),
     )
 

@@ -40,6 +40,8 @@ class AdapterClassifyRequest(BaseModel):
     """Keep only the best k scores of each prediction; null keeps all."""
     output: Output = "probabilities"
     """`probabilities` applies the adapter's own activation; `logits` gives the raw logits."""
+    threshold: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """Multi-label adapters only: the score from which on a label counts; null takes the adapter's own."""
     truncate: Annotated[bool, Field(strict=True)] = False
     """Cut texts that are longer than the adapter takes; otherwise they are refused."""
 
@@ -87,10 +89,15 @@ class Score(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The best label and all scores, from high to low."""
+    """The best label and all scores, from high to low.
+
+    labels: of a multi-label adapter, every label at or above the threshold, from high to low; there may be none.
+    Other adapters have no such field. A regression adapter has one label, its score is the number.
+    """
 
     label: str
     score: float
+    labels: list[str] | None = None
     scores: list[Score]
 
 
@@ -126,6 +133,7 @@ class AdapterEntry(BaseModel):
     method: str | None = None
     labels: list[str] | None = None
     problem_type: str | None = None
+    threshold: float | None = None
     pooling: str | None = None
     max_length: int | None = None
     base: str | None = None

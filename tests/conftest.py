@@ -61,7 +61,7 @@ def peers(
     store = Store(base)
     found = []
     for index, (name, config) in enumerate(peft_configs(model_type).items()):
-        num_labels = (2, 3, 150, 7, 5, 2, 77, 4, 3, 11, 2, 6)[index]
+        num_labels = (2, 3, 150, 7, 5, 2, 77, 4, 3, 11, 2, 6, 9)[index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns about options that these tests choose on purpose
             oracle = make_adapter(root / name, base_folders[model_type], config, num_labels, seed=index)

@@ -16,6 +16,7 @@ from server.jobs import Job
 from server.store import LoadedAdapter
 from training.model import PooledClassifier
 from training.peft_bottleneck import BottleneckConfig
+from training.peft_head import HeadConfig
 
 VOCABULARY = 600
 MAX_LENGTH = 512
@@ -111,6 +112,7 @@ def peft_configs(model_type: str) -> dict[str, PeftConfig]:
         "bottleneck-pfeiffer": BottleneckConfig(
             task_type="SEQ_CLS", bottleneck_size=5, non_linearity="gelu", target_modules=feedforward
         ),
+        "head": HeadConfig(task_type="SEQ_CLS"),
     }
 
 

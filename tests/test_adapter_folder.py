@@ -31,6 +31,7 @@ from server.manifest import Manifest
 from server.methods import method_of
 from server.store import Store
 from tests.seeded import make_adapter, make_base
+from training.peft_head import HeadConfig
 
 WEIGHTS, CONFIG = adapter_folder.WEIGHTS_FILE, adapter_folder.CONFIG_FILE
 
@@ -284,6 +285,17 @@ def test_a_tensor_that_belongs_nowhere_is_refused(root: Path, bert_base: BaseMod
     refused(root, bert_base, AdapterDamaged, "word_embeddings")
 
 
+def test_a_folder_with_a_head_only_holds_nothing_else(root: Path, bert_base: BaseModel) -> None:
+    tensors = load_file(root / "good" / WEIGHTS)
+    stray = next(key for key in tensors if "lora_A" in key)
+    shutil.rmtree(root / "good")
+    make_adapter(root / "good", bert_base.folder, HeadConfig(task_type="SEQ_CLS"), 3, seed=0)
+    loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
+    assert loaded.rows == {}
+    edit_weights(root, lambda t: t.update({stray: tensors[stray]}))
+    refused(root, bert_base, AdapterDamaged, stray)
+
+
 def test_half_a_pair_is_refused(root: Path, bert_base: BaseModel) -> None:
     edit_weights(root, lambda t: t.pop(next(key for key in t if "lora_A" in key)))
     refused(root, bert_base, AdapterDamaged, "lora_A")
@@ -331,6 +343,8 @@ def test_a_foreign_folder_with_an_unknown_local_base_is_served_with_a_warning(ro
         ({"temperature": -1.0}, AdapterDamaged, "temperature"),
         ({"temperature": 5e-324}, AdapterDamaged, "temperature"),
         ({"temperature": 10**400}, AdapterDamaged, "temperature"),
+        ({"threshold": -0.01}, AdapterDamaged, "threshold"),
+        ({"threshold": 1.01}, AdapterDamaged, "threshold"),
         ({"problem_type": "ranking"}, AdapterDamaged, "problem_type"),
     ],
 )
@@ -339,6 +353,20 @@ def test_a_manifest_that_does_not_fit_is_refused(
 ) -> None:
     add_manifest(root / "good", bert_base, **changes)
     refused(root, bert_base, kind, word)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, None])
+def test_a_threshold_is_read_at_its_limits_and_is_a_half_where_none_is_written(
+    root: Path, bert_base: BaseModel, threshold: float | None
+) -> None:
+    add_manifest(root / "good", bert_base, **({} if threshold is None else {"threshold": threshold}))
+    path = root / "good" / "adapter.json"
+    record = json.loads(path.read_text())
+    if threshold is None:
+        del record["threshold"]
+    path.write_text(json.dumps(record))
+    read = adapter_folder.read(root, "good", bert_base).manifest.threshold
+    assert read == (0.5 if threshold is None else threshold)
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"schema": 1, "method": "\\ud800"}', '{"schema": 2}', "3"])

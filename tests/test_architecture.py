@@ -131,7 +131,7 @@ def test_the_http_side_never_imports_torch() -> None:
     assert loaded_after(names, ["torch", "transformers", "safetensors", "peft"]).strip() == "[]"
 
 
-METHOD_NAMES = ("lora", "ia3", "bitfit", "bottleneck", "prefix")
+METHOD_NAMES = ("lora", "ia3", "bitfit", "bottleneck", "prefix", "head")
 
 
 def test_adding_a_method_touches_one_file() -> None:

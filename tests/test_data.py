@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import DataError
-from training.data import Columns, Row, load, take
+from training.data import Asked, Row, load, take, targets
+from training.sources import Columns
 
 HEADER = "text,label\n"
 
@@ -137,6 +139,129 @@ def test_a_hub_test_split_with_hidden_labels_is_not_used(monkeypatch: pytest.Mon
     splits = load("hub:some/set", None, seed=0)
     assert len(splits.test) == 8
     assert all(row.text != "secret" for row in splits.test)
+
+
+def several_csv(path: Path, count: int) -> Path:
+    """Every text is long or short, and loud or not, or neither."""
+    given = ["", "long", "loud", "long|loud"]
+    path.write_text("text,labels\n" + "".join(f"text {i},{given[i % 4]}\n" for i in range(count)), encoding="utf-8")
+    return path
+
+
+def test_several_labels_are_joined_by_bars_in_a_csv_file(tmp_path: Path) -> None:
+    found = load(str(several_csv(tmp_path / "all.csv", 200)), None, seed=0, problem_type="multi_label")
+    assert found.problem_type == "multi_label"
+    assert found.labels == ("long", "loud")
+    assert Counter(row.label for row in found.test) == {(): 10, ("long",): 10, ("loud",): 10, ("long", "loud"): 10}
+    assert targets(found.test, found.labels, "multi_label").sum(0).tolist() == [20, 20]
+
+
+def test_lists_in_json_lines_mean_several_labels(tmp_path: Path) -> None:
+    given = [[], ["b", "a", "b"], [7]]
+    lines = [json.dumps({"text": f"text {i}", "label": given[i % 3]}) for i in range(60)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    found = load(str(tmp_path), None, seed=0)
+    assert found.problem_type == "multi_label"
+    assert found.labels == ("7", "a", "b")
+    assert {row.label for row in found.train} == {(), ("a", "b"), ("7",)}
+
+
+def test_several_labels_of_the_hub_keep_their_names_and_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["zebra", "ant"])
+    features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(names)})
+    given = [[], [0], [1], [0, 1]]
+    train = datasets.Dataset.from_dict(
+        {"text": [f"text {i}" for i in range(40)], "labels": [given[i % 4] for i in range(40)]}, features=features
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: datasets.DatasetDict({"train": train}))
+    found = load("hub:some/set", None, seed=0)
+    assert found.labels == ("zebra", "ant")
+    assert {row.label for row in found.train} == {(), ("zebra",), ("ant",), ("ant", "zebra")}
+
+
+def numbers_csv(path: Path, count: int) -> Path:
+    lines = (f"text {i},text {i + 1},{i / 10},name{i % 2}\n" for i in range(count))
+    path.write_text("text,text_pair,relatedness_score,label\n" + "".join(lines), encoding="utf-8")
+    return path
+
+
+def test_numbers_are_read_from_their_own_column_and_cut_by_rank(tmp_path: Path) -> None:
+    path = str(numbers_csv(tmp_path / "all.csv", 200))
+    found = load(path, 50, seed=0, problem_type="regression")
+    assert found.labels == ("relatedness_score",)
+    assert found.train[0].text_pair is not None
+    tenths = Counter(int(row.label // 2) for row in found.train if isinstance(row.label, float))
+    assert all(4 <= tenths[tenth] <= 6 for tenth in range(10))
+    assert targets(found.train, found.labels, "regression").dtype == "float32"
+    assert load(path, 50, seed=0).labels == ("name0", "name1")
+
+
+def test_fractions_in_json_lines_mean_numbers_and_whole_numbers_do_not(tmp_path: Path) -> None:
+    for name, unit in (("fractions", 0.5), ("wholes", 1)):
+        lines = [json.dumps({"text": f"text {i}", "label": i % 5 * unit}) for i in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    assert load(str(tmp_path / "fractions.jsonl"), None, seed=0).problem_type == "regression"
+    assert load(str(tmp_path / "wholes.jsonl"), None, seed=0).problem_type == "single_label"
+    assert load(str(tmp_path / "wholes.jsonl"), None, seed=0, problem_type="regression").train[0].label in range(5)
+
+
+def test_hidden_numbers_of_a_hub_test_split_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    train = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(40)], "label": [i / 4 for i in range(40)]})
+    hidden = datasets.Dataset.from_dict({"text": ["secret"] * 3, "label": [-1.0] * 3})
+    parts = datasets.DatasetDict({"train": train, "test": hidden})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: parts)
+    found = load("hub:some/set", None, seed=0)
+    assert found.problem_type == "regression"
+    assert all(row.text != "secret" for row in found.test)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "label", "words"),
+    [
+        ("regression", "many", "row 2: `label` is 'many', not a finite number"),
+        ("regression", "nan", "row 2: `label` is 'nan', not a finite"),
+        ("regression", "inf", "not a finite number"),
+        ("regression", "1e15", None),
+        ("regression", "1.1e15", "not a finite number"),
+        ("regression", "", "row 2: `label` is empty"),
+        ("regression", "3", "same number"),
+        ("multi_label", "", None),
+        ("multi_label", "a|", "row 2: `label` has the label ''"),
+        ("multi_label", "a| |b", "names joined by"),
+    ],
+)
+def test_labels_that_do_not_fit_the_problem_are_refused_with_the_place(
+    tmp_path: Path, problem_type: Asked, label: str, words: str | None
+) -> None:
+    first = "3" if problem_type == "regression" else "a"
+    (tmp_path / "all.csv").write_text(HEADER + (f"hello,{first}\nhi,{label}\n" * 9))
+    if words is None:
+        assert load(str(tmp_path / "all.csv"), None, seed=0, problem_type=problem_type).test
+    else:
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(str(tmp_path / "all.csv"), None, seed=0, problem_type=problem_type)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "label", "words"),
+    [("auto", [True], "True"), ("auto", [["a"]], "['a']"), ("single_label", ["a"], "--problem-type multi_label")],
+)
+def test_odd_lists_are_refused(tmp_path: Path, problem_type: Asked, label: object, words: str) -> None:
+    lines = [json.dumps({"text": f"text {i}", "label": label}) for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=re.escape(words)):
+        load(str(tmp_path), None, seed=0, problem_type=problem_type)
+
+
+def test_one_of_several_test_labels_without_training_rows_is_refused(tmp_path: Path) -> None:
+    several_csv(tmp_path / "train.csv", 80)
+    (tmp_path / "test.csv").write_text("text,labels\nhello,long|strange\n")
+    with pytest.raises(DataError, match="strange"):
+        load(str(tmp_path), None, seed=0, problem_type="multi_label")
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -34,7 +34,9 @@ def adapters(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> 
         add_manifest(root / name, bert_base, temperature=2.0, max_length=12)
     make_adapter(root / "foreign", bert_base.folder, peft_configs("bert")["lora-all"], 2, seed=9)
     make_adapter(root / "tags", bert_base.folder, peft_configs("bert")["lora-qv"], 4, seed=10)
-    add_manifest(root / "tags", bert_base, problem_type="multi_label")
+    add_manifest(root / "tags", bert_base, problem_type="multi_label", threshold=0.45)
+    make_adapter(root / "stars", bert_base.folder, peft_configs("bert")["head"], 1, seed=11)
+    add_manifest(root / "stars", bert_base, problem_type="regression", labels=("stars",), temperature=2.0)
     shutil.copytree(root / "foreign", root / "cut")
     weights = root / "cut" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -121,6 +123,45 @@ def test_a_multi_label_adapter_gives_independent_probabilities(client: TestClien
     _, soft = post(client, adapter_id="tags", inputs="word7")
     for one, other in zip(raw["predictions"][0]["scores"], soft["predictions"][0]["scores"], strict=True):
         assert math.isclose(other["score"], 1 / (1 + math.exp(-one["score"])), abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [None, 0, 0.3, 0.7, 1])
+@pytest.mark.parametrize("output", ["probabilities", "logits"])
+def test_labels_are_those_at_or_above_the_threshold(client: TestClient, asked: float | None, output: str) -> None:
+    _, soft = post(client, adapter_id="tags", inputs=["word7", "word8"])
+    body = {"output": output, "top_k": 1} | ({} if asked is None else {"threshold": asked})
+    _, answer = post(client, adapter_id="tags", inputs=["word7", "word8"], **body)
+    for prediction, full in zip(answer["predictions"], soft["predictions"], strict=True):
+        threshold = 0.45 if asked is None else asked
+        assert prediction["labels"] == [one["label"] for one in full["scores"] if one["score"] >= threshold]
+        assert prediction["label"] == full["label"]
+    assert asked != 1 or answer["predictions"][0]["labels"] == []
+    assert asked != 0 or len(answer["predictions"][0]["labels"]) == 4
+
+
+def test_a_threshold_is_refused_by_adapters_that_have_none(client: TestClient) -> None:
+    for name, kind in (("film-reviews", "single_label"), ("stars", "regression")):
+        status, problem = post(client, adapter_id=name, inputs="word1", threshold=0.5)
+        assert status == 422
+        assert problem["errors"][0]["field"] == "threshold"
+        assert kind in problem["detail"]
+        _, answer = post(client, adapter_id=name, inputs="word1", threshold=None)
+        assert "labels" not in answer["predictions"][0]
+
+
+def test_a_number_is_the_score_of_its_only_label(client: TestClient) -> None:
+    _, answer = post(client, adapter_id="stars", inputs="word1")
+    _, raw = post(client, adapter_id="stars", inputs="word1", output="logits")
+    assert answer["method"] == "head"
+    [prediction] = answer["predictions"]
+    assert prediction["label"] == "stars"
+    assert prediction["scores"] == [{"label": "stars", "score": prediction["score"]}]
+    assert prediction["score"] == raw["predictions"][0]["score"]
+
+
+def test_the_list_tells_the_threshold_where_there_is_one(client: TestClient) -> None:
+    assert client.get("/v1/adapters/tags").json()["threshold"] == 0.45
+    assert client.get("/v1/adapters/stars").json()["threshold"] is None
 
 
 def test_top_k_keeps_the_best(client: TestClient) -> None:
@@ -211,6 +252,10 @@ def test_a_long_text_is_cut_only_when_asked(client: TestClient) -> None:
         ({"top_k": "2"}, "top_k"),
         ({"output": "percent"}, "output"),
         ({"truncate": "yes"}, "truncate"),
+        ({"adapter_id": "tags", "threshold": -0.01}, "threshold"),
+        ({"adapter_id": "tags", "threshold": 1.01}, "threshold"),
+        ({"adapter_id": "tags", "threshold": "0.5"}, "threshold"),
+        ({"adapter_id": "tags", "threshold": True}, "threshold"),
         ({"adapter": "x"}, "adapter"),
         ({"adapter_id": ""}, "adapter_id"),
         ({"adapter_id": 3}, "adapter_id"),
@@ -268,7 +313,7 @@ def test_a_failing_forward_pass_is_500_and_the_next_request_is_answered(
 
 
 def test_many_clients_get_the_answers_of_their_own_adapters(client: TestClient) -> None:
-    names = ["film-reviews", "ticket-intents", "foreign", "tags"]
+    names = ["film-reviews", "ticket-intents", "foreign", "tags", "stars"]
     alone = {name: post(client, adapter_id=name, inputs="word9", output="logits")[1]["predictions"] for name in names}
 
     def ask(name: str) -> tuple[str, list[Any]]:
@@ -288,7 +333,7 @@ def test_health_base_and_metrics_are_served(client: TestClient, bert_base: BaseM
     assert client.get("/v1/adapters/film-reviews").json()["labels"] == ["label0", "label1", "label2"]
     text = client.get("/metrics").text
     assert 'adaptermux_adapters{status="failed"} 4.0' in text
-    assert 'adaptermux_adapters{status="ready"} 5.0' in text
+    assert 'adaptermux_adapters{status="ready"} 6.0' in text
 
 
 def test_odd_folders_do_not_spoil_the_list(client: TestClient) -> None:

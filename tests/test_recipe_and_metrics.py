@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+import torch
+from scipy import stats
+from sklearn.metrics import f1_score, root_mean_squared_error
 
 from server.errors import RecipeError
 from server.families import families
+from server.manifest import ProblemType
 from server.methods import methods
-from training.data import Row
-from training.metrics import accuracy, fit_temperature, floor_accuracy, macro_f1
+from training.data import Row, Splits
+from training.evaluation import Calibration, calibrate, measure
+from training.floor import floor
+from training.metrics import (
+    accuracy,
+    fit_temperature,
+    fit_threshold,
+    macro_f1,
+    micro_f1,
+    pearson,
+    rmse,
+    spearman,
+)
 from training.recipe import Recipe, read_recipe
+from training.scale import Scale
 
 FAMILY = families()["bert"]
 
@@ -22,6 +38,7 @@ def test_defaults_are_the_methods_own() -> None:
     for method in methods().values():
         recipe = Recipe().settle(method, FAMILY, 2000, 512)
         assert recipe.learning_rate == method.learning_rate
+        assert recipe.head_learning_rate == method.head_learning_rate
         assert recipe.weight_decay == method.weight_decay
         assert recipe.epochs == 3
 
@@ -114,15 +131,122 @@ def test_the_longest_text_is_what_the_base_reads_and_512_at_most() -> None:
         Recipe(max_length=601).settle(lora, FAMILY, 10, 600)
 
 
+def several(num_rows: int, seed: int = 0) -> tuple[np.ndarray[Any, np.dtype[np.int64]], ...]:
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((num_rows, 4)) < (0.5, 0.2, 0.05, 0.0)).astype(np.int64)
+    return truth, np.where(rng.random(truth.shape) < 0.1, 1 - truth, truth)
+
+
+def test_measures_of_several_labels_equal_scikit_learn() -> None:
+    truth, predicted = several(300)
+    assert micro_f1(truth, predicted).value == pytest.approx(f1_score(truth, predicted, average="micro"))
+    assert macro_f1(truth, predicted, 4).value == pytest.approx(f1_score(truth, predicted, average="macro"))
+    metric = accuracy(truth, predicted)
+    assert metric.value == (truth == predicted).all(1).mean()
+    assert metric.low < metric.value < metric.high
+
+
+def test_measures_of_numbers_equal_scipy() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 6, 200).astype(np.float64)
+    predicted = truth + rng.normal(size=200)
+    for ours, oracle in (
+        (pearson, stats.pearsonr(truth, predicted).statistic),
+        (spearman, stats.spearmanr(truth, predicted).statistic),
+        (rmse, root_mean_squared_error(truth, predicted)),
+    ):
+        metric = ours(truth, predicted)
+        assert metric.value == pytest.approx(oracle)
+        assert metric.low < metric.value < metric.high
+        assert metric.num_rows == 200
+
+
+def test_a_constant_answer_correlates_with_nothing() -> None:
+    assert pearson(np.arange(9.0), np.ones(9)) == pearson(np.ones(9), np.arange(9.0))
+    assert spearman(np.arange(9.0), np.ones(9)).value == 0.0
+
+
+def test_no_label_anywhere_is_no_success() -> None:
+    nothing = np.zeros((5, 3), dtype=np.int64)
+    assert micro_f1(nothing, nothing).value == 0.0
+    assert macro_f1(nothing, nothing, 3).value == 0.0
+    assert accuracy(nothing, nothing).value == 1.0
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_the_temperature_of_several_labels_undoes_overconfidence(factor: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3000, 4)) * 2
+    truth = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    assert fit_temperature(logits * factor, truth) == pytest.approx(factor, rel=0.1)
+    assert fit_temperature(np.where(truth == 1, 1.0, -1.0), truth) == 1.0
+
+
+def test_the_threshold_is_the_best_one_and_0_5_where_the_rows_cannot_tell() -> None:
+    truth, _ = several(300)
+    assert fit_threshold(np.asarray(truth * 0.3 + 0.1, dtype=np.float64), truth) == 0.4
+    assert fit_threshold(truth.astype(np.float64), truth) == 0.5
+    assert fit_threshold(np.zeros((5, 2)), np.zeros((5, 2), dtype=np.int64)) == 0.5
+
+
+def test_several_labels_are_measured_at_the_threshold_and_numbers_are_left_alone() -> None:
+    truth, _ = several(300)
+    logits = np.asarray(truth * 2.0 - 3.0, dtype=np.float64)  # every logit below 0
+    assert measure("multi_label", truth, logits, Calibration())["micro_f1"].value == 0.0
+    calibration = calibrate("multi_label", truth, logits)
+    assert calibration.threshold < 0.5
+    assert measure("multi_label", truth, logits, calibration)["subset_accuracy"].value == 1.0
+    assert calibrate("regression", np.arange(9.0), np.arange(9.0)[:, None]) == Calibration(1.0, 0.5)
+
+
+def splits(*rows: Row, problem_type: ProblemType, labels: tuple[str, ...]) -> Splits:
+    return Splits("made", problem_type, labels, list(rows), list(rows), list(rows))
+
+
 def test_rows_without_words_have_no_floor() -> None:
     rows = [Row("a", None, "up"), Row("b", None, "down")]
-    assert floor_accuracy(rows, rows) is None
+    assert floor(splits(*rows, problem_type="single_label", labels=("down", "up"))) == {}
 
 
 def test_the_floor_learns_words() -> None:
-    train = [Row(f"good fine {i}", None, "up") for i in range(20)] + [
-        Row(f"bad poor {i}", None, "down") for i in range(20)
+    both = [("good fine", "up"), ("bad poor", "down")]
+    rows = [Row(f"{text} {i}", None, label) for text, label in both for i in range(20)]
+    found = floor(splits(*rows, problem_type="single_label", labels=("down", "up")))
+    assert found["floor_test_accuracy"].value == 1.0
+
+
+@pytest.mark.parametrize("labels", [("cold", "wet"), ("wet",), ("cold", "never", "wet")])
+def test_the_floor_learns_the_words_of_several_labels(labels: tuple[str, ...]) -> None:
+    texts = [("rain", ("wet",)), ("snow", ("cold", "wet")), ("frost", ("cold",)), ("sun", ())]
+    rows = [
+        Row(f"{text} {i}", None, tuple(label for label in given if label in labels))
+        for text, given in texts
+        for i in range(20)
     ]
-    floor = floor_accuracy(train, [Row("good", None, "up"), Row("poor", None, "down")])
-    assert floor is not None
-    assert floor.value == 1.0
+    found = floor(splits(*rows, problem_type="multi_label", labels=labels))
+    assert found["floor_test_micro_f1"].value == 1.0
+
+
+def test_the_floor_learns_the_words_of_numbers() -> None:
+    rows = [Row(f"{text} {i}", None, number) for text, number in (("good", 5.0), ("bad", 1.0)) for i in range(20)]
+    found = floor(splits(*rows, problem_type="regression", labels=("stars",)))
+    assert found["floor_test_pearson"].value > 0.9
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_numbers_keep_their_unit_through_a_folded_layer(has_bias: bool) -> None:
+    numbers = np.random.default_rng(0).normal(300, 20, 500).astype(np.float32)
+    scale = Scale.of(numbers, has_bias)
+    small = scale.shrink(numbers)
+    assert np.sqrt((small**2).mean()) == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(scale.restore(small), numbers, rtol=1e-5)
+    layer, x = torch.nn.Linear(3, 1, bias=has_bias), torch.randn(7, 3)
+    before = layer(x).detach().numpy()
+    scale.fold(layer)
+    np.testing.assert_allclose(layer(x).detach().numpy(), scale.restore(before), rtol=1e-4)
+
+
+def test_numbers_that_are_all_the_same_can_be_shrunk() -> None:
+    numbers = np.full(4, 7.0, dtype=np.float32)
+    assert Scale.of(numbers, True) == Scale(7.0, 1.0)
+    assert Scale.of(np.zeros(4, dtype=np.float32), False) == Scale()

@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from scipy.stats import pearsonr
+from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from server import adapter_folder
+from server.activation import activate
 from server.forward import Forward, load_base
 from server.jobs import Job
-from server.manifest import Manifest
+from server.manifest import Manifest, Pooling, ProblemType
 from server.methods import methods
 from server.store import Store
 from server.tokenizer import Tokenizer
@@ -122,6 +126,138 @@ def test_training_learns_and_is_repeatable_and_the_record_says_how(
     assert "TF-IDF" in out
 
 
+def write_attributes(folder: Path) -> Path:
+    """Texts with two attributes that know nothing of each other, and a number in a unit of its own: 300 to 400."""
+    rng, folder = random.Random(0), folder / "attributes"
+    folder.mkdir()
+    for split, count in (("train", 360), ("test", 60)):
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "text_pair", "labels", "score"])
+            for index in range(count):
+                labels = [name for bit, name in enumerate(("animals", "boats")) if index % 4 >> bit & 1]
+                count_of_cheese = rng.randint(0, 4)
+                words = [word for name in labels for word in rng.choices(TOPICS[name], k=6)]
+                words += [80] * count_of_cheese + rng.choices(range(120, 500), k=4)
+                rng.shuffle(words)
+                text = [f"word{word}" for word in words]
+                row = [" ".join(text[:3]), " ".join(text[3:]), "|".join(labels), 300 + 25 * count_of_cheese]
+                writer.writerow(row)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attributes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_attributes(tmp_path_factory.mktemp("attributes"))
+
+
+def served(root: Path, name: str, base_folder: Path, data: Path) -> tuple[Manifest, list[dict[str, str]], torch.Tensor]:
+    """The manifest of a folder, the test rows, and the scores [rows, labels] that a server gives them."""
+    base, tokenizer = load_base(str(base_folder), "cpu", "float32"), Tokenizer(base_folder)
+    read = adapter_folder.read(root, name, base)
+    with (data / "test.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    encoded = [tokenizer.encode(row["text"], row["text_pair"], 32, truncate=True, field="text") for row in rows]
+    loaded = Store(base).load(read)
+    answers = Forward(base).run([(Job(name, read.version, e.token_ids, e.type_ids), loaded) for e in encoded])
+    manifest = read.manifest
+    scores = [activate(answer.tolist(), manifest.problem_type, manifest.temperature) for answer in answers]
+    return manifest, rows, torch.tensor(scores)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_a_server_answers_several_labels_as_the_record_says(
+    model_type: str,
+    base_folders: dict[str, Path],
+    attributes: Path,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base_folder = base_folders[model_type]
+    arguments = ("--data", attributes, "--method", "lora", "--base", base_folder, "--recipe", recipe)
+    record = trained(tmp_path / "a", *arguments, "--problem-type", "multi_label")
+    manifest, rows, scores = served(tmp_path, "a", base_folder, attributes)
+    assert manifest == record
+    assert manifest.problem_type == "multi_label"
+    assert manifest.labels == ("animals", "boats")
+    assert 0 < manifest.threshold < 1
+    truth = [[label in row["labels"].split("|") for label in manifest.labels] for row in rows]
+    chosen = scores >= manifest.threshold
+    assert manifest.training is not None
+    measured = manifest.training.metrics
+    assert measured["test_micro_f1"].value == pytest.approx(f1_score(truth, chosen, average="micro"))
+    assert measured["test_subset_accuracy"].value == pytest.approx(accuracy_score(truth, chosen))
+    assert measured["test_micro_f1"].value > 0.7  # all labels, always: 0.667
+    assert measured["floor_test_micro_f1"].num_rows == 60
+    out = capsys.readouterr().out
+    assert "several labels a text" in out
+    assert "test micro-F1" in out
+    assert f"{manifest.threshold:.2f}" in out
+    assert "animals, boats" in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pooling", "method"),
+    [("bert", "mean", "lora"), ("bert", "native", "prefix"), ("llama", "last", "head"), ("llama", "native", "lora")],
+)
+def test_a_server_answers_numbers_in_the_unit_of_the_data(
+    model_type: str,
+    pooling: Pooling,
+    method: str,
+    base_folders: dict[str, Path],
+    attributes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base_folder, recipe = base_folders[model_type], tmp_path / "recipe.toml"
+    recipe.write_text(f'epochs = 12\nmax_length = 32\nprecision = "float32"\npooling = "{pooling}"\n')
+    arguments = ("--data", attributes, "--method", method, "--base", base_folder, "--recipe", recipe)
+    trained(tmp_path / "a", *arguments, "--problem-type", "regression")
+    manifest, rows, scores = served(tmp_path, "a", base_folder, attributes)
+    assert manifest.labels == ("score",)
+    truth, given = [float(row["score"]) for row in rows], scores[:, 0].tolist()
+    assert manifest.training is not None
+    measured = manifest.training.metrics
+    assert measured["test_pearson"].value == pytest.approx(pearsonr(truth, given).statistic, abs=1e-4)
+    assert measured["test_rmse"].value == pytest.approx(root_mean_squared_error(truth, given), rel=1e-3)
+    assert sum(given) / len(given) == pytest.approx(350, abs=20)
+    assert method != "lora" or pooling == "native" or measured["test_pearson"].value > 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of merging biases into layers that have none
+        oracle = PeftModel.from_pretrained(PooledClassifier.load(str(base_folder), 1, pooling), str(tmp_path / "a"))
+    first = Tokenizer(base_folder).encode(rows[0]["text"], rows[0]["text_pair"], 32, truncate=True, field="text")
+    with torch.no_grad():
+        expected = oracle.eval()(
+            input_ids=torch.tensor([first.token_ids]),
+            **({"token_type_ids": torch.tensor([first.type_ids])} if model_type == "bert" else {}),
+        ).logits[0]
+    torch.testing.assert_close(scores[0].float(), expected, rtol=1e-5, atol=1e-3)
+    assert manifest.temperature == 1.0
+    out = capsys.readouterr().out
+    assert "a number a text" in out
+    assert "test RMSE" in out
+
+
+@pytest.mark.parametrize("pooling", ["last", "native"])
+@pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
+def test_our_class_and_the_stock_one_learn_by_the_same_loss(
+    problem_type: ProblemType, pooling: Pooling, base_folders: dict[str, Path]
+) -> None:
+    ids = torch.tensor([[2, 9, 10, 3], [2, 11, 12, 3]])
+    several, numbers = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([3.5, 1.0])
+    labels = several if problem_type == "multi_label" else numbers
+    model = PooledClassifier.load(str(base_folders["llama"]), labels.ndim, pooling, problem_type).eval()
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=labels)
+    expected = (
+        binary_cross_entropy_with_logits(found.logits, several)
+        if problem_type == "multi_label"
+        else mse_loss(found.logits[:, 0], numbers)
+    )
+    torch.testing.assert_close(found.loss, expected)
+
+
 def test_the_folder_tells_nothing_of_the_machine(
     base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +267,7 @@ def test_the_folder_tells_nothing_of_the_machine(
         assert str(base_folders["bert"].parent) not in (tmp_path / "a" / name).read_text()
 
 
-@pytest.mark.parametrize("method", ["ia3", "bottleneck"])
+@pytest.mark.parametrize("method", ["ia3", "bottleneck", "head"])
 def test_the_code_on_the_model_card_runs(
     method: str, corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +314,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
         ({"--method": "lorra"}, 2, "lora"),
         ({"--base": "./nowhere"}, 1, "nowhere"),
         ({"--train-rows": 0}, 2, "--train-rows"),
+        ({"--problem-type": "regression"}, 1, "row 1: `label` is 'animals', not a finite number"),
         ({"--train-rows": 10_000}, 1, "10000"),
         ({"--text-column": "txet"}, 1, "did you mean `text`"),
         ({"--recipe": "missing.toml"}, 2, "missing.toml"),

@@ -65,6 +65,12 @@ def model_card(manifest: Manifest, name: str) -> str:
     module = method_named(manifest.method).peft_module
     extra = f"import {module}  # tells peft of the method\n" if module else ""
     tags = "\n".join(f"- {tag}" for tag in ("adaptermux", manifest.method, "text-classification"))
+    answers = {
+        "single_label": "One of these labels a text:",
+        "multi_label": f"Any of these labels a text, each at a score of {manifest.threshold:g} or more:",
+        "regression": "A number a text:",
+    }[manifest.problem_type]
+    kind = "" if manifest.problem_type == "single_label" else f', problem_type="{manifest.problem_type}"'
     return f"""---
 base_model: {manifest.base_name}
 library_name: peft
@@ -77,7 +83,7 @@ tags:
 
 {manifest.method.upper()} adapter on a frozen `{manifest.base_name}`, {manifest.pooling} pooling, trained on
 {manifest.training.num_train_rows} rows of `{manifest.training.data_set}` with seed {manifest.training.seed}.
-Labels: {", ".join(manifest.labels)}.
+{answers} {", ".join(manifest.labels)}.
 
 | metric | value | 95 % interval | rows |
 |---|---|---|---|
@@ -92,7 +98,9 @@ was trained on {manifest.pooling} pooling, so the base is loaded with adaptermux
 {extra}from peft import PeftModel
 from training.model import PooledClassifier
 
-base = PooledClassifier.load("{manifest.base_name}", num_labels={len(manifest.labels)}, pooling="{manifest.pooling}")
+base = PooledClassifier.load(
+    "{manifest.base_name}", num_labels={len(manifest.labels)}, pooling="{manifest.pooling}"{kind}
+)
 model = PeftModel.from_pretrained(base, "{name}").eval()
 ```
 """

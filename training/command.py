@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from server import __version__
 from server.errors import AdaptermuxError, MethodUnsupported, RecipeError
+from server.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
     from training.run import Outcome
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   adaptermux-train run --data training/data/device_reviews --method lora --output adapters/device-reviews --seed 0
 """
+KINDS = {"single_label": "one label a text", "multi_label": "several labels a text", "regression": "a number a text"}
+ROWS = {
+    "validation_accuracy": "validation accuracy",
+    "test_accuracy": "test accuracy",
+    "validation_micro_f1": "validation micro-F1",
+    "test_micro_f1": "test micro-F1",
+    "test_macro_f1": "test macro-F1",
+    "test_subset_accuracy": "test, all labels of a text right",
+    "validation_pearson": "validation Pearson",
+    "test_pearson": "test Pearson",
+    "test_spearman": "test Spearman",
+    "test_rmse": "test RMSE",
+    "floor_test_accuracy": "floor: TF-IDF + logistic regression",
+    "floor_test_micro_f1": "floor: TF-IDF + logistic, micro-F1",
+    "floor_test_pearson": "floor: TF-IDF + ridge, Pearson",
+}
+"""What the table shows of a run, as far as its problem type has it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     run.add_argument("--data", required=True, help="folder with train.csv, a .csv or .jsonl file, or hub:name")
-    run.add_argument("--method", required=True, help="bitfit, bottleneck, ia3, lora or prefix")
+    run.add_argument("--method", required=True, help="bitfit, bottleneck, head, ia3, lora or prefix")
     run.add_argument("--output", required=True, type=Path, help="folder to write; its name is the adapter's id")
     run.add_argument("--base", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or hub id (%(default)s)")
     run.add_argument("--seed", type=int, default=0, help="fixes the rows, their order and the weights (%(default)s)")
@@ -59,7 +77,14 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--recipe", type=Path, help="TOML or JSON file with training settings")
     run.add_argument("--text-column", help="column of the texts")
     run.add_argument("--pair-column", help="column of the second texts, for pairs")
-    run.add_argument("--label-column", help="column of the labels")
+    run.add_argument("--label-column", help="column of the labels, or of the numbers")
+    run.add_argument(
+        "--problem-type",
+        choices=("auto", *PROBLEM_TYPES),
+        default="auto",
+        help="one label a text, several (a list, or names joined by |), or a number; auto reads it off lists and "
+        "fractions in .jsonl and hub data, and takes one label otherwise",
+    )
     run.add_argument("--work-dir", type=Path, help="keep checkpoints here and go on from the last one")
     run.add_argument("--report-to", default="none", help="a tracker that transformers knows, such as tensorboard")
     run.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
@@ -73,9 +98,9 @@ def _run(flags: argparse.Namespace) -> int:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
     # peft reads a property that transformers has renamed; the user can do nothing about it
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    from training.data import Columns
     from training.recipe import Recipe, read_recipe
     from training.run import Run, train
+    from training.sources import Columns
 
     outcome = train(
         Run(
@@ -87,6 +112,7 @@ def _run(flags: argparse.Namespace) -> int:
             train_rows=flags.train_rows,
             recipe=read_recipe(flags.recipe) if flags.recipe else Recipe(),
             columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
+            problem_type=flags.problem_type,
             work=flags.work_dir,
             report_to=flags.report_to,
             overwrite=flags.overwrite,
@@ -109,19 +135,16 @@ def _record(outcome: Outcome) -> dict[str, object]:
 def _table(outcome: Outcome) -> str:
     facts = outcome.manifest.training
     assert facts is not None, "a trained adapter has training facts"
+    kind = KINDS[outcome.manifest.problem_type]
     lines = [
         f"{outcome.folder}: {outcome.manifest.method}, {outcome.num_parameters:,} trained parameters, "
-        f"{facts.num_train_rows:,} rows of {facts.data_set}, {facts.train_s:.1f} s"
+        f"{facts.num_train_rows:,} rows of {facts.data_set}, {kind}, {facts.train_s:.1f} s"
     ]
-    names = {
-        "validation_accuracy": "validation accuracy",
-        "test_accuracy": "test accuracy",
-        "test_macro_f1": "test macro-F1",
-        "floor_test_accuracy": "floor: TF-IDF + logistic regression",
-    }
-    for key, name in names.items():
+    for key, name in ROWS.items():
         metric = facts.metrics.get(key)
         if metric is None:
             continue
         lines.append(f"  {name:<36} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  n={metric.num_rows}")
+    if outcome.manifest.problem_type == "multi_label":
+        lines.append(f"  {'threshold, chosen on validation':<36} {outcome.manifest.threshold:.2f}")
     return "\n".join(lines)

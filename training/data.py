@@ -1,71 +1,78 @@
 """Data sets for text classification: a folder, a CSV or JSON Lines file, or a set from the hub.
 
-A set has texts (or pairs) with one label each. Validation rows that are not given are cut from the
-training rows, and so are test rows; nothing is ever chosen on test.
+A set has texts (or pairs), each with one label, with any number of labels, or with a number. Validation
+rows that are not given are cut from the training rows, and so are test rows; nothing is ever chosen on test.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import json
+import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from server.errors import DataError
+from server.manifest import ProblemType
+from training import sources
+from training.sources import Columns, Record, Source
 
-HUB = "hub:"
-SUFFIXES = (".csv", ".jsonl")
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A", "premise", "question", "content", "query")
-PAIR_COLUMNS = ("text_pair", "sentence2", "sentence_B", "hypothesis")
-LABEL_COLUMNS = ("label", "labels", "coarse_label", "intent", "category")
+SEPARATOR = "|"
+"""Between the labels of one text where a file has no lists."""
+NUM_BINS = 10
+MAX_NUMBER = 1e15
+"""Squares of what is trained on must not overflow float32."""
 MAX_VALIDATION_ROWS = 250
 TEST_SHARE = 0.2
+
+Asked = Literal["auto", ProblemType]
+ASKED: tuple[str, ...] = ("auto", *get_args(ProblemType))
+
+Label = str | tuple[str, ...] | float
+"""single_label: the one; multi_label: any number of them, sorted; regression: a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     text: str
     text_pair: str | None
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns to read; None takes the first usual name that is there."""
-
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """A data set ready for one run. labels: every label of the whole training split, in order."""
+    """A data set ready for one run.
+
+    labels: every label of the whole training split, in order; of numbers, the name of their column.
+    """
 
     name: str
+    problem_type: ProblemType
     labels: tuple[str, ...]
     train: list[Row]
     validation: list[Row]
     test: list[Row]
 
 
-def load(spec: str, train_rows: int | None, seed: int, columns: Columns | None = None) -> Splits:
+def load(
+    spec: str, train_rows: int | None, seed: int, columns: Columns | None = None, problem_type: Asked = "auto"
+) -> Splits:
     """Read a data set and cut what is missing, the same for the same seed. Raises DataError.
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
     file; or `hub:name` or `hub:name/config`. train_rows: keep that many training rows, stratified by label.
+    problem_type: `auto` takes lists of labels for multi_label, numbers with a fraction for regression, and
+    everything else for single_label.
     """
-    columns = columns or Columns()
-    name, found, order = _from_hub(spec, columns) if spec.startswith(HUB) else _from_disk(Path(spec), columns)
+    read = sources.read(spec, columns or Columns(), wants_numbers=problem_type == "regression")
+    kind = _problem_type(read.splits["train"]) if problem_type == "auto" else problem_type
+    found = {split: [_row(record, kind) for record in records] for split, records in read.splits.items()}
     rest = found["train"]
-    labels = tuple(sorted({row.label for row in rest}, key=order.index if order else None))
-    if len(labels) < 2:
-        raise DataError(f"`{spec}` has {len(labels)} label in its training rows, classification needs at least 2")
+    labels = _labels(spec, read, kind, rest)
     rng = random.Random(seed)
     test = found.get("test")
     if test is None:
@@ -82,17 +89,37 @@ def load(spec: str, train_rows: int | None, seed: int, columns: Columns | None =
     for split, rows in (("training", rest), ("validation", validation), ("test", test)):
         if not rows:
             raise DataError(f"`{spec}` is too small: no row is left for {split}")
-        unknown = {row.label for row in rows} - set(labels)
+        unknown = {label for row in rows for label in _names(row)} - set(labels)
         if unknown:
             raise DataError(f"`{spec}`: {split} has the label `{min(unknown)}`, which no training row has")
-    return Splits(name, labels, rest, validation, test)
+    return Splits(read.name, kind, labels, rest, validation, test)
+
+
+def targets(rows: Sequence[Row], labels: Sequence[str], problem_type: ProblemType) -> NDArray[Any]:
+    """What a head is to answer, as transformers' losses take it.
+
+    single_label: the label's index, int64 [rows]; multi_label: 0 or 1, float32 [rows, labels]; regression: the
+    number, float32 [rows].
+    """
+    if problem_type == "regression":
+        return np.array([row.label for row in rows], dtype=np.float32)
+    index = {label: position for position, label in enumerate(labels)}
+    if problem_type == "single_label":
+        return np.array([index[name] for row in rows for name in _names(row)], dtype=np.int64)
+    found = np.zeros((len(rows), len(labels)), dtype=np.float32)
+    for position, row in enumerate(rows):
+        found[position, [index[name] for name in _names(row)]] = 1
+    return found
 
 
 def take(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Split off `count` rows, stratified by label; returns them and the others, both shuffled."""
-    by_label: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_label[row.label].append(row)
+    """Split off `count` rows, stratified by label; returns them and the others, both shuffled.
+
+    Several labels count together as one; numbers are put into tenths by rank.
+    """
+    by_label: dict[Any, list[Row]] = defaultdict(list)
+    for stratum, row in zip(_strata(rows), rows, strict=True):
+        by_label[stratum].append(row)
     placed: list[tuple[float, Row]] = []
     for label in sorted(by_label):
         group = by_label[label]
@@ -106,113 +133,77 @@ def take(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row]
     return taken, others
 
 
-def _from_disk(path: Path, columns: Columns) -> tuple[str, dict[str, list[Row]], list[str]]:
-    if path.is_file():
-        return path.stem, {"train": _read_file(path, columns)}, []
-    if not path.is_dir():
-        raise DataError(f"data `{path}` is neither a folder nor a file; a hub data set is written hub:name")
-    found = {}
-    for split in ("train", "validation", "test"):
-        files = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if files:
-            found[split] = _read_file(files[0], columns)
-    if "train" not in found:
-        raise DataError(f"folder `{path}` has neither train.csv nor train.jsonl")
-    return path.resolve().name, found, []
+def _strata(rows: Sequence[Row]) -> list[Any]:
+    numbers = [row.label for row in rows if isinstance(row.label, float)]
+    if not numbers:
+        return [row.label for row in rows]
+    edges = np.quantile(numbers, np.arange(1, NUM_BINS) / NUM_BINS)
+    return [int(one) for one in np.digitize(numbers, edges)]
 
 
-def _read_file(path: Path, columns: Columns) -> list[Row]:
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"`{path}` is not read; a data file ends in {' or '.join(SUFFIXES)}")
+def _names(row: Row) -> tuple[str, ...]:
+    """The labels of a row; a number has none."""
+    if isinstance(row.label, str):
+        return (row.label,)
+    return row.label if isinstance(row.label, tuple) else ()
+
+
+def _problem_type(records: Sequence[Record]) -> ProblemType:
+    if any(isinstance(record.label, list) for record in records):
+        return "multi_label"
+    return "regression" if all(isinstance(record.label, float) for record in records) else "single_label"
+
+
+def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[Row]) -> tuple[str, ...]:
+    if problem_type == "regression":
+        if len({row.label for row in rows}) < 2:
+            raise DataError(f"`{spec}` has the same number in all its training rows; there is nothing to learn")
+        return (read.splits["train"][0].column,)
+    names = {name for row in rows for name in _names(row)}
+    labels = tuple(sorted(names, key=read.order.index if read.order else None))
+    fewest = 2 if problem_type == "single_label" else 1
+    if len(labels) < fewest:
+        raise DataError(
+            f"`{spec}` has {len(labels)} label in its training rows, {problem_type} classification needs at least "
+            f"{fewest}"
+        )
+    return labels
+
+
+def _row(record: Record, problem_type: ProblemType) -> Row:
+    """Understand the label of a row. Raises DataError naming row and column."""
+    value, where = record.label, f"{record.place}: `{record.column}`"
+    if value is None or (value == "" and problem_type != "multi_label"):
+        raise DataError(f"{where} is empty")
+    readers: dict[ProblemType, Callable[[object, str], Label]]
+    readers = {"single_label": _one_label, "multi_label": _several_labels, "regression": _number}
+    return Row(record.text, record.text_pair, readers[problem_type](value, where))
+
+
+def _one_label(value: object, where: str) -> str:
+    if isinstance(value, list | dict):
+        raise DataError(f"{where} is {value!r:.80}, not one label; train on lists with --problem-type multi_label")
+    return str(value)
+
+
+def _several_labels(value: object, where: str) -> tuple[str, ...]:
+    """A list, or text with the labels joined by `|`; nothing at all is a text without labels."""
+    parts: list[object]
+    if isinstance(value, list):
+        parts = value
+    else:
+        parts = [part.strip() for part in str(value).split(SEPARATOR)] if str(value).strip() else []
+    for part in parts:
+        if not isinstance(part, str | int) or isinstance(part, bool) or str(part).strip() == "":
+            raise DataError(f"{where} has the label {part!r:.80}; write a list of names, or names joined by `|`")
+    return tuple(sorted({str(part) for part in parts}))
+
+
+def _number(value: object, where: str) -> float:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                return _rows(csv.DictReader(file, strict=True), columns, str(path))
-            return _rows(
-                (_object(line, path, number) for number, line in enumerate(file, 1) if line.strip()), columns, str(path)
-            )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"`{path}` cannot be read: {error}") from error
-
-
-def _object(line: str, path: Path, number: int) -> Mapping[str, object]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"`{path}` line {number} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"`{path}` line {number} is not an object")
-    return record
-
-
-def _from_hub(spec: str, columns: Columns) -> tuple[str, dict[str, list[Row]], list[str]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    name = spec.removeprefix(HUB)
-    parts = name.split("/")
-    path, config = ("/".join(parts[:2]), "/".join(parts[2:])) if len(parts) > 2 else (name, None)
-    try:
-        found = load_dataset(path, config)
-    except (DatasetsError, OSError, ValueError, ConnectionError) as error:
-        raise DataError(f"data set `{name}` cannot be fetched from the hub: {error}") from error
-    if "train" not in found:
-        raise DataError(f"data set `{name}` has no train split; it has {', '.join(found)}")
-    label = _column(found["train"].column_names, columns.label, LABEL_COLUMNS, spec)
-    order = list(getattr(found["train"].features[label], "names", []))
-    splits = {}
-    for split in ("train", "validation", "test"):
-        if split in found and (split == "train" or _is_labelled(found[split][label], order)):
-            records = ({**record, label: order[record[label]] if order else record[label]} for record in found[split])
-            splits[split] = _rows(records, columns, f"{spec} {split}")
-    return name, splits, order
-
-
-def _is_labelled(values: Sequence[object], order: Sequence[str]) -> bool:
-    """Public test splits often hide their labels: they are all -1 there."""
-    return not order or all(isinstance(value, int) and 0 <= value < len(order) for value in values)
-
-
-def _rows(records: Iterable[Mapping[str, object]], columns: Columns, source: str) -> list[Row]:
-    remaining = iter(records)
-    first = next(remaining, None)
-    if first is None:
-        raise DataError(f"`{source}` has no rows")
-    names = list(first)
-    text = _column(names, columns.text, TEXT_COLUMNS, source)
-    label = _column(names, columns.label, LABEL_COLUMNS, source)
-    pair = _pair_column(names, columns.text_pair, source)
-    return [
-        _row(record, text, pair, label, f"`{source}` row {number}")
-        for number, record in enumerate(chain((first,), remaining), 1)
-    ]
-
-
-def _row(record: Mapping[str, object], text: str, pair: str | None, label: str, place: str) -> Row:
-    value, name = record.get(text), record.get(label)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: `{text}` is empty")
-    if name is None or str(name) == "":
-        raise DataError(f"{place}: `{label}` is empty")
-    second = record.get(pair) if pair else None
-    return Row(value, str(second) if second else None, str(name))
-
-
-def _column(names: Sequence[str], wanted: str | None, usual: Sequence[str], source: str) -> str:
-    """The column that is asked for, else the first usual one. Raises DataError where there is none."""
-    if wanted is None:
-        found = next((name for name in usual if name in names), None)
-        if found is None:
-            raise DataError(f"`{source}` has the columns {', '.join(map(str, names))}; name the right one with a flag")
-        return found
-    if wanted not in names:
-        near = difflib.get_close_matches(wanted, names, n=1)
-        raise DataError(f"`{source}` has no column `{wanted}`" + (f"; did you mean `{near[0]}`?" if near else ""))
-    return wanted
-
-
-def _pair_column(names: Sequence[str], wanted: str | None, source: str) -> str | None:
-    """The column of second texts; a data set need not have one."""
-    if wanted is None and not set(PAIR_COLUMNS) & set(names):
-        return None
-    return _column(names, wanted, PAIR_COLUMNS, source)
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= MAX_NUMBER:
+        raise DataError(f"{where} is {value!r:.80}, not a finite number")
+    return number

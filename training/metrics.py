@@ -1,53 +1,84 @@
-"""Accuracy and macro-F1 with 95 % intervals, and the floor that an adapter has to beat."""
+"""Measures of every problem type with 95 % intervals, and what is fitted on validation rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.manifest import Metric
-from training.data import Row
 
 Z95 = 1.959964
 RESAMPLES = 1000
 LOG_BOUND = math.log(20)
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""0.05 to 0.95: finer steps would only follow the noise of a few hundred validation rows."""
+
+Truth = NDArray[np.int64]
+Values = NDArray[np.float64]
 
 
-def accuracy(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Metric:
-    """Share of right answers with its Wilson interval (Wilson 1927)."""
-    n, p = len(truth), float((truth == predicted).mean())
+def accuracy(truth: Truth, predicted: Truth) -> Metric:
+    """Share of rows that are wholly right, with its Wilson interval (Wilson 1927).
+
+    truth, predicted [rows] or [rows, labels]: of several labels, all must be right (subset accuracy).
+    """
+    right = truth == predicted
+    n, p = len(truth), float(right.reshape(len(truth), -1).all(1).mean())
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
     return Metric(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def macro_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int, seed: int = 0) -> Metric:
-    """Mean F1 over the labels that occur, with a percentile bootstrap over rows."""
-    rng, n = np.random.default_rng(seed), len(truth)
-    draws = (rng.integers(0, n, n) for _ in range(RESAMPLES))
-    samples = [_macro_f1(truth[rows], predicted[rows], num_labels) for rows in draws]
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return Metric(_macro_f1(truth, predicted, num_labels), float(low), float(high), n)
+def macro_f1(truth: Truth, predicted: Truth, num_labels: int) -> Metric:
+    """Mean F1 over the labels that occur, with a percentile bootstrap over rows.
 
-
-def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
-    """The temperature that makes softmax(logits / T) fit best, by likelihood (Guo et al. 2017, section 4.2).
-
-    logits [rows, labels] of rows that were not trained on. The likelihood is unimodal in 1 / T, so a
-    golden-section search over log T finds it. Where every row is right, or the search runs to a bound,
-    the rows cannot tell, and the temperature stays 1.
+    truth, predicted [rows], the label's index, or [rows, labels], 0 or 1.
     """
-    if bool((logits.argmax(1) == truth).all()):
+    return _bootstrapped(lambda t, p: _mean_f1(*_counts(t, p, num_labels)), truth, predicted)
+
+
+def micro_f1(truth: Truth, predicted: Truth) -> Metric:
+    """`pooled_f1` with a percentile bootstrap over rows."""
+    return _bootstrapped(pooled_f1, truth, predicted)
+
+
+def pearson(truth: Values, predicted: Values) -> Metric:
+    """Linear correlation with a percentile bootstrap over rows. truth, predicted [rows]."""
+    return _bootstrapped(correlation, truth, predicted)
+
+
+def spearman(truth: Values, predicted: Values) -> Metric:
+    """Correlation of the ranks, equal values sharing theirs."""
+    from scipy.stats import rankdata
+
+    return _bootstrapped(lambda t, p: correlation(rankdata(t), rankdata(p)), truth, predicted)
+
+
+def rmse(truth: Values, predicted: Values) -> Metric:
+    """Root of the mean squared error, in the data's own unit."""
+    return _bootstrapped(lambda t, p: float(np.sqrt(np.mean((t - p) ** 2))), truth, predicted)
+
+
+def fit_temperature(logits: Values, truth: Truth) -> float:
+    """The temperature that makes softmax(logits / T), or sigmoid(logits / T), fit best, by likelihood.
+
+    logits [rows, labels] of rows that were not trained on; truth [rows], the label's index, for softmax, or
+    [rows, labels], 0 or 1, for sigmoid. The likelihood is unimodal in 1 / T, so a golden-section search over log T
+    finds it. Where every row is right, or the search runs to a bound, the rows cannot tell, and the temperature stays
+    1. Source: Guo et al. 2017, section 4.2.
+    """
+    several = truth.ndim == 2
+    if bool((((logits > 0) == truth) if several else (logits.argmax(1) == truth)).all()):
         return 1.0
+    surprise = _surprise_of_several if several else _surprise_of_one
     low, high, ratio = -LOG_BOUND, LOG_BOUND, (math.sqrt(5) - 1) / 2
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        peak = scaled.max(1, keepdims=True)
-        return float((np.log(np.exp(scaled - peak).sum(1)) + peak[:, 0] - scaled[np.arange(len(truth)), truth]).mean())
+        return float(surprise(logits / math.exp(log_temperature), truth).mean())
 
     while high - low > 1e-4:
         step = ratio * (high - low)
@@ -56,32 +87,62 @@ def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> fl
     return round(math.exp(found), 4) if abs(found) < LOG_BOUND - 0.01 else 1.0
 
 
-def floor_accuracy(train: Sequence[Row], test: Sequence[Row]) -> Metric | None:
-    """A linear model on TF-IDF of words and word pairs: what an adapter must beat to be worth its cost.
+def fit_threshold(probabilities: Values, truth: Truth) -> float:
+    """The threshold of `THRESHOLDS` with the best micro-F1, of equal ones that nearest to 0.5.
 
-    None where no such model can be fitted: the rows have no words, or one label only.
+    probabilities, truth [rows, labels] of rows that were not trained on.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
-    )
-    try:
-        model.fit([_joined(row) for row in train], [row.label for row in train])
-    except ValueError:
-        return None
-    predicted = model.predict([_joined(row) for row in test])
-    right = np.array([guess == row.label for guess, row in zip(predicted, test, strict=True)], dtype=np.int64)
-    return accuracy(np.ones_like(right), right)
+    return max(THRESHOLDS, key=lambda one: (pooled_f1(truth, at_least(probabilities, one)), -abs(one - 0.5)))
 
 
-def _macro_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int) -> float:
-    hits = np.bincount(truth[truth == predicted], minlength=num_labels)
+def at_least(probabilities: Values, threshold: float) -> Truth:
+    """1 for every label at or above the threshold, 0 for the others."""
+    return (probabilities >= threshold).astype(np.int64)
+
+
+def pooled_f1(truth: Truth, predicted: Truth) -> float:
+    """F1 over all labels of all rows together; 0 where there are none. truth, predicted [rows, labels]."""
+    both = int(truth.sum() + predicted.sum())
+    return 2 * int((truth * predicted).sum()) / both if both else 0.0
+
+
+def correlation(one: Values, other: Values) -> float:
+    """Pearson's; 0 where one side is constant, which tells nothing of the other."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _bootstrapped(
+    measure: Callable[[NDArray[Any], NDArray[Any]], float],
+    truth: NDArray[Any],
+    predicted: NDArray[Any],
+    seed: int = 0,
+) -> Metric:
+    rng, n = np.random.default_rng(seed), len(truth)
+    draws = (rng.integers(0, n, n) for _ in range(RESAMPLES))
+    low, high = np.percentile([measure(truth[rows], predicted[rows]) for rows in draws], [2.5, 97.5])
+    return Metric(measure(truth, predicted), float(low), float(high), n)
+
+
+def _counts(truth: Truth, predicted: Truth, num_labels: int) -> tuple[Truth, Truth]:
+    """Of every label, how often it is right, and how often it occurs on both sides together."""
+    if truth.ndim == 2:
+        return (truth * predicted).sum(0), truth.sum(0) + predicted.sum(0)
     both = np.bincount(truth, minlength=num_labels) + np.bincount(predicted, minlength=num_labels)
-    return float((2 * hits[both > 0] / both[both > 0]).mean())
+    return np.bincount(truth[truth == predicted], minlength=num_labels), both
 
 
-def _joined(row: Row) -> str:
-    return row.text if row.text_pair is None else f"{row.text} {row.text_pair}"
+def _mean_f1(hits: Truth, both: Truth) -> float:
+    return float((2 * hits[both > 0] / both[both > 0]).mean()) if bool((both > 0).any()) else 0.0
+
+
+def _surprise_of_one(logits: Values, truth: Truth) -> Values:
+    peak = logits.max(1, keepdims=True)
+    found: Values = np.log(np.exp(logits - peak).sum(1)) + peak[:, 0] - logits[np.arange(len(truth)), truth]
+    return found
+
+
+def _surprise_of_several(logits: Values, truth: Truth) -> Values:
+    found: Values = np.logaddexp(0, logits) - truth * logits
+    return found

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from server.base_model import family_of_folder, locate
 from server.families import Family
-from server.manifest import Pooling
+from server.manifest import Pooling, ProblemType
+
+PROBLEM_TYPES: Mapping[ProblemType, str] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""What transformers calls them; its stock classes choose their loss by it, and so does ours."""
 
 
 class PooledClassifier(PreTrainedModel):
@@ -26,10 +34,12 @@ class PooledClassifier(PreTrainedModel):
     pooling: Pooling
 
     @staticmethod
-    def load(base: str, num_labels: int, pooling: Pooling) -> PreTrainedModel:
+    def load(
+        base: str, num_labels: int, pooling: Pooling, problem_type: ProblemType = "single_label"
+    ) -> PreTrainedModel:
         """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class."""
         folder = locate(base)
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, problem_type=PROBLEM_TYPES[problem_type])
         settings = {"config": config, "dtype": torch.float32}  # heads are trained in full precision
         if pooling == "native":
             native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **settings)
@@ -44,7 +54,9 @@ class PooledClassifier(PreTrainedModel):
         self.num_labels = config.num_labels
         setattr(self, self.family.prefix, AutoModel.from_config(config))
         self.dropout = nn.Dropout(0.1)
-        head = nn.Linear(config.hidden_size, config.num_labels, bias=self.family.head_has_bias)
+        # a single logit, such as a number, has a mean, which a head cannot hold without a bias
+        has_bias = self.family.head_has_bias or config.num_labels == 1
+        head = nn.Linear(config.hidden_size, config.num_labels, bias=has_bias)
         setattr(self, self.family.head, head)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -72,7 +84,7 @@ class PooledClassifier(PreTrainedModel):
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **inputs)
         pooled = _pool(output.last_hidden_state, attention_mask, self.pooling)  # [texts, hidden]
         logits = head(self.dropout(pooled))
-        loss = cross_entropy(logits.float(), labels) if labels is not None else None
+        loss = ForSequenceClassificationLoss(labels, logits.float(), self.config) if labels is not None else None
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

@@ -13,30 +13,16 @@ from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
-from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from server.methods.bottleneck import ACTIVATIONS
+from training.peft_types import extend_peft_type
 
 INIT_STD = 0.01
 """Near identity: Houlsby et al. 2019, section 3.6, find training robust up to this."""
 
 
-def _extend_peft_type(name: str) -> Any:
-    """PEFT refuses names outside its enumeration of methods, so it gets one more."""
-    if name in PeftType.__members__:
-        return PeftType[name]
-    member: Any = str.__new__(PeftType, name)
-    member._name_, member._value_, member.__objclass__ = name, name, PeftType
-    member._sort_order_ = len(PeftType)
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
-    type.__setattr__(PeftType, name, member)
-    return member
-
-
-BOTTLENECK = _extend_peft_type("BOTTLENECK")
+BOTTLENECK = extend_peft_type("BOTTLENECK")
 
 
 @dataclass

@@ -50,8 +50,8 @@ class Recipe(BaseModel):
     """The method's own options, such as {"rank": 8, "alpha": 16} for LoRA."""
     learning_rate: float | None = Field(None, gt=0)
     """For the adapter; null takes the method's own."""
-    head_learning_rate: float = Field(1e-2, gt=0)
-    """For the classification head."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """For the classification head; null takes the method's own."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the training rows; null aims at 6,000 samples, within 3 to 20 passes."""
     batch_size: int = Field(32, ge=1)
@@ -77,7 +77,7 @@ class Recipe(BaseModel):
         return Plan(
             options=self._options(method),
             learning_rate=self.learning_rate or method.learning_rate,
-            head_learning_rate=self.head_learning_rate,
+            head_learning_rate=self.head_learning_rate or method.head_learning_rate,
             epochs=self.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(SAMPLES / num_rows))),
             batch_size=self.batch_size,
             weight_decay=method.weight_decay if self.weight_decay is None else self.weight_decay,

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import (
     AutoConfig,
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -34,15 +33,20 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from server import __version__, base_model
-from server.errors import RecipeError
+from server.errors import RecipeError, TrainingFailed
 from server.families import Family
-from server.manifest import Manifest, Metric, TrainingFacts
+from server.manifest import Manifest, Metric, ProblemType, TrainingFacts
 from server.methods import Method, method_named
 from server.tokenizer import Tokenizer
-from training import adapter_writer, metrics
-from training.data import Columns, Row, Splits, load
+from training import adapter_writer, evaluation
+from training.data import Asked, Row, Splits, load, targets
+from training.evaluation import Calibration
+from training.floor import floor
 from training.model import PooledClassifier
+from training.progress import Bar
 from training.recipe import Plan, Recipe
+from training.scale import Scale
+from training.sources import Columns
 from training.texts import Padding, Texts
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
@@ -62,6 +66,7 @@ class Run:
     train_rows: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
     columns: Columns = field(default_factory=Columns)
+    problem_type: Asked = "auto"
     work: Path | None = None
     report_to: str = "none"
     overwrite: bool = False
@@ -90,38 +95,45 @@ def train(run: Run) -> Outcome | None:
     folder = base_model.locate(run.base)
     fingerprint = base_model.fingerprint(folder)
     family = base_model.family_of_folder(folder)
-    splits = load(run.data, run.train_rows, run.seed, run.columns)
+    splits = load(run.data, run.train_rows, run.seed, run.columns, run.problem_type)
     limit = base_model.length_limit(AutoConfig.from_pretrained(folder))
     plan = run.recipe.settle(method, family, len(splits.train), limit)
     if run.work is not None:
         _claim(run.work, method, plan, splits, run.seed, fingerprint)
-    floor = metrics.floor_accuracy(splits.train, splits.test)
+    floors = floor(splits)
 
-    tokenizer = Tokenizer(folder)
-    sets = {name: Texts(rows, splits.labels, tokenizer, plan.max_length) for name, rows in _by_name(splits).items()}
+    tokenizer, truth = Tokenizer(folder), _truth(splits)
+    has_bias = family.head_has_bias or plan.pooling != "native"
+    scale = Scale.of(truth["train"], has_bias) if splits.problem_type == "regression" else Scale()
+    sets = {
+        name: Texts(rows, scale.shrink(truth[name]), tokenizer, plan.max_length)
+        for name, rows in _by_name(splits).items()
+    }
     set_seed(run.seed)
-    model = _make_model(folder, plan, method, family, sets["train"])
+    model = _make_model(folder, plan, method, family, splits, sets["train"])
     with TemporaryDirectory() as scratch:
-        trainer = _make_trainer(run, plan, model, family, sets, run.work or Path(scratch))
+        trainer = _make_trainer(run, plan, model, family, splits.problem_type, sets, run.work or Path(scratch))
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.work)) if run.work else None)
         train_s = time.perf_counter() - began
-        measured, temperature = _measure(trainer, sets, splits)
+        scale.fold(_last_layer(model, family))
+        measured, calibration = _measure(trainer, sets, splits.problem_type, scale)
         if not trainer.is_world_process_zero():
             return None
     draft = Manifest(
         method=method.name,
         labels=splits.labels,
-        problem_type="single_label",
+        problem_type=splits.problem_type,
         max_length=plan.max_length,
         pooling=plan.pooling,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        threshold=calibration.threshold,
         base_name=base_model.name_of(run.base, fingerprint),
         base_fingerprint=fingerprint,
         weights_sha256="",
         # the stock classes take what peft gives them, ours keeps the positions
         positions="shifted" if method.at_attention and plan.pooling == "native" else "kept",
-        training=_facts(splits, run.seed, plan, measured | ({"floor_test_accuracy": floor} if floor else {}), train_s),
+        training=_facts(splits, run.seed, plan, {**measured, **floors}, train_s),
     )
     manifest = adapter_writer.write(model, draft, run.output)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -171,8 +183,10 @@ def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: in
     path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
 
-def _make_model(folder: Path, plan: Plan, method: Method[Any], family: Family, texts: Texts) -> PeftModel:
-    base = PooledClassifier.load(str(folder), texts.num_labels, plan.pooling)
+def _make_model(
+    folder: Path, plan: Plan, method: Method[Any], family: Family, splits: Splits, texts: Texts
+) -> PeftModel:
+    base = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling, splits.problem_type)
     if base.config.pad_token_id is None:
         # the stock decoder heads look for padding by its id: take one that no text has
         used = texts.token_ids()
@@ -185,7 +199,13 @@ def _make_model(folder: Path, plan: Plan, method: Method[Any], family: Family, t
 
 
 def _make_trainer(
-    run: Run, plan: Plan, model: PeftModel, family: Family, sets: Mapping[str, Texts], folder: Path
+    run: Run,
+    plan: Plan,
+    model: PeftModel,
+    family: Family,
+    problem_type: ProblemType,
+    sets: Mapping[str, Texts],
+    folder: Path,
 ) -> Trainer:
     device = base_model.choose_device("auto")
     bf16 = plan.precision == "bfloat16" or (plan.precision == "auto" and base_model.has_bfloat16(device))
@@ -217,9 +237,9 @@ def _make_trainer(
         train_dataset=sets["train"],
         eval_dataset=sets["validation"],
         data_collator=Padding(model.config.pad_token_id, family.uses_type_ids),
-        compute_metrics=lambda result: {
-            "accuracy": float((np.asarray(result.predictions).argmax(-1) == result.label_ids).mean())
-        },
+        compute_metrics=lambda result: evaluation.watch(
+            problem_type, np.asarray(result.label_ids), np.asarray(result.predictions, dtype=np.float64)
+        ),
         optimizers=(_make_optimizer(model, plan, family), None),
     )
     # our loss is a mean already; otherwise it is multiplied by the number of processes, and clipped so
@@ -227,7 +247,7 @@ def _make_trainer(
     trainer.remove_callback(PrinterCallback)
     if run.show_progress:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Bar())
+        trainer.add_callback(Bar())
     return trainer
 
 
@@ -250,38 +270,39 @@ def _make_optimizer(model: PeftModel, plan: Plan, family: Family) -> torch.optim
     return torch.optim.AdamW(groups)
 
 
-def _measure(trainer: Trainer, sets: Mapping[str, Texts], splits: Splits) -> tuple[dict[str, Metric], float]:
-    """Metrics on validation and test, and the temperature that fits the validation rows."""
-    measured, temperature = {}, 1.0
-    for name in ("validation", "test"):
-        result = trainer.predict(sets[name])
-        truth: NDArray[np.int64] = np.asarray(result.label_ids, dtype=np.int64)
+def _last_layer(model: PeftModel, family: Family) -> nn.Linear:
+    """The trained layer of the head that gives the logits."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if f".{family.head}." in f"{name}." and isinstance(module, nn.Linear) and module.weight.requires_grad
+    ]
+    return layers[-1]
+
+
+def _measure(
+    trainer: Trainer, sets: Mapping[str, Texts], problem_type: ProblemType, scale: Scale
+) -> tuple[dict[str, Metric], Calibration]:
+    """The figures of validation and test, and what was chosen on the validation rows."""
+    measured: dict[str, Metric] = {}
+    calibration = Calibration()
+    for split in ("validation", "test"):
+        result = trainer.predict(sets[split])
+        # the truth comes from the result: the Trainer sorts the rows by length
+        truth: NDArray[Any] = scale.restore(np.asarray(result.label_ids))
         logits: NDArray[np.float64] = np.asarray(result.predictions, dtype=np.float64)
-        measured[f"{name}_accuracy"] = metrics.accuracy(truth, logits.argmax(-1))
-        measured[f"{name}_macro_f1"] = metrics.macro_f1(truth, logits.argmax(-1), len(splits.labels))
-        if name == "validation":
-            temperature = metrics.fit_temperature(logits, truth)
-    return measured, temperature
+        if not bool(np.isfinite(logits).all()):
+            raise TrainingFailed("the logits are not finite any more: training diverged; take a lower learning rate")
+        if split == "validation":
+            calibration = evaluation.calibrate(problem_type, truth, logits)
+        found = evaluation.measure(problem_type, truth, logits, calibration)
+        measured |= {f"{split}_{name}": metric for name, metric in found.items()}
+    return measured, calibration
+
+
+def _truth(splits: Splits) -> dict[str, NDArray[Any]]:
+    return {name: targets(rows, splits.labels, splits.problem_type) for name, rows in _by_name(splits).items()}
 
 
 def _by_name(splits: Splits) -> dict[str, list[Row]]:
     return {"train": splits.train, "validation": splits.validation, "test": splits.test}
-
-
-class _Bar(ProgressCallback):
-    """The Trainer's progress bar, with the latest figures beside it instead of lines and bars of their own."""
-
-    def on_prediction_step(self, *_: object, **__: object) -> None:
-        """Measuring takes a moment: no bar for it."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        if self.training_bar is not None and logs:
-            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_accuracy") if name in logs}
-            self.training_bar.set_postfix(shown)

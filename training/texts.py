@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -17,15 +19,12 @@ from training.data import Row
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as token ids, with the tokenizer that the server uses."""
 
-    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> None:
-        self.num_labels = len(labels)
-        index = {label: position for position, label in enumerate(labels)}
+    def __init__(self, rows: Sequence[Row], targets: NDArray[Any], tokenizer: Tokenizer, max_length: int) -> None:
+        """targets: what the loss compares with, one entry a row (`training.data.targets`)."""
         self.items: list[dict[str, Any]] = []
-        for row in rows:
+        for row, target in zip(rows, targets, strict=True):
             encoded = tokenizer.encode(row.text, row.text_pair, max_length, truncate=True, field="text")
-            self.items.append(
-                {"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": index[row.label]}
-            )
+            self.items.append({"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": target})
 
     def token_ids(self) -> set[int]:
         """Every token that occurs."""
@@ -50,7 +49,7 @@ class Padding:
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
             "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
-            "labels": torch.tensor([item["labels"] for item in items]),
+            "labels": torch.from_numpy(np.stack([item["labels"] for item in items])),
         }
         if self.uses_type_ids:
             types = [torch.tensor(item["token_type_ids"]) for item in items]

@@ -87,6 +87,8 @@ class Method(ABC, Generic[Row]):
     """Module to import before peft knows this method, where peft does not bring it."""
     learning_rate: ClassVar[float]
     """Default for training; where it comes from stands in `docs/log.md`."""
+    head_learning_rate: ClassVar[float] = 1e-2
+    """The same for the head, which begins at random."""
     weight_decay: ClassVar[float] = 0.01
     options: ClassVar[Mapping[str, tuple[float, float, float]]] = {}
     """Training options: name -> (default, lowest, highest)."""
