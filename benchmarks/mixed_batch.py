@@ -66,9 +66,7 @@ def _contenders(folder: Path) -> dict[str, Callable[[], object]]:
     forwards = {dtype: Forward(base) for dtype, base in bases.items()}
     plain = AutoModel.from_pretrained(bases["float32"].folder).eval()
     adapters, peers = _adapters(folder, bases["float32"])
-    bare = [
-        LoadedAdapter(f"{a.key}-bare", a.method, a.pooling, {}, a.head_weight, a.head_bias, 0) for a in adapters["lora"]
-    ]
+    bare = [LoadedAdapter(f"{a.key}-bare", a.method, a.pooling, {}, a.head, 0) for a in adapters["lora"]]
     mixed = [adapters[MIXED[i % len(MIXED)]][i] for i in range(NUM_TEXTS)]
 
     def ours(chosen: list[LoadedAdapter], dtype: str = "float32") -> Callable[[], object]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from server import manifest as manifest_format
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
-from server.manifest import ADAPTER_ID, FILE_NAME, Manifest
+from server.heads import Head, Layer, head_modules, head_shapes
+from server.manifest import ADAPTER_ID, FILE_NAME, Manifest, Pooling
 from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
 from server.weights_file import STORED_DTYPES, TensorSpec, load_tensors, read_header
@@ -36,8 +37,8 @@ MAX_WEIGHTS_BYTES = 4 << 30
 class AdapterFolder:
     """A checked adapter, its tensors still as stored on disk.
 
-    tensors: (site name, role) -> tensor. head_weight [labels, hidden], head_bias [labels] or None.
-    position_offset: the position of a text's first token.
+    tensors: (site name, role) -> tensor. head: holds the tensors that the folder brings; the base may hold more.
+    position_offset: places that a prefix takes in front of a text.
     warnings: what is unknown about an adapter that came without a manifest.
     """
 
@@ -47,8 +48,7 @@ class AdapterFolder:
     config: Mapping[str, object]
     manifest: Manifest
     tensors: Mapping[tuple[str, str], Tensor]
-    head_weight: Tensor
-    head_bias: Tensor | None
+    head: Head
     position_offset: int
     warnings: tuple[str, ...]
 
@@ -64,23 +64,25 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
     config = _parse_config(_read_bytes(files[CONFIG_FILE], MAX_TEXT_BYTES))
     method = method_of(config.get("peft_type"))
     method.check_config(config)
+    method.check_family(base.family)
     if config.get("task_type") not in (None, "SEQ_CLS"):
         raise MethodUnsupported(f"`task_type` is {config['task_type']!r}; this server classifies text (SEQ_CLS)")
+    own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
+    manifest = _parse_manifest(own) if own is not None else None
+    pooling = manifest.pooling if manifest is not None else "native"
+    layers = base.native_head.layers if pooling == "native" else base.family.linear_head()
     specs = read_header(files[WEIGHTS_FILE])
-    keys, head_keys = _sort_keys(specs, method, base)
+    keys, head_keys = _sort_keys(specs, method, layers, pooling)
     _check_adapter({place: specs[key].shape for place, key in keys.items()}, method, config, base)
-    head = {part: specs[key].shape for part, key in head_keys.items()}
-    _check_head(head["weight"], head.get("bias"), base)
+    num_labels = _check_head({name: specs[key].shape for name, key in head_keys.items()}, layers, pooling, base)
     data = _read_bytes(files[WEIGHTS_FILE], MAX_WEIGHTS_BYTES)
     tensors = load_tensors(data, specs, WEIGHTS_FILE)
     weights_sha256 = hashlib.sha256(data).hexdigest()
 
-    own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
-    num_labels = head["weight"][0]
     prefix = max((specs[key].shape[0] for (site, _), key in keys.items() if site == ATTENTION), default=0)
     warnings: list[str] = []
-    if own is not None:
-        manifest = _own_manifest(own, weights_sha256, method, base, num_labels)
+    if manifest is not None:
+        _check_manifest(manifest, weights_sha256, method, base, num_labels)
     else:
         manifest, warnings = _foreign_manifest(weights_sha256, config, method, base, num_labels, prefix)
     position_offset = prefix if manifest.positions == "shifted" else 0
@@ -99,8 +101,7 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         config=config,
         manifest=manifest,
         tensors={place: tensors[key] for place, key in keys.items()},
-        head_weight=tensors[head_keys["weight"]],
-        head_bias=tensors[head_keys["bias"]] if "bias" in head_keys else None,
+        head=Head(layers, {name: tensors[key] for name, key in head_keys.items()}),
         position_offset=position_offset,
         warnings=tuple(warnings),
     )
@@ -162,11 +163,12 @@ def _parse_config(data: bytes) -> dict[str, object]:
 
 
 def _sort_keys(
-    specs: Mapping[str, TensorSpec], method: Method[Any], base: BaseModel
+    specs: Mapping[str, TensorSpec], method: Method[Any], layers: tuple[Layer, ...], pooling: Pooling
 ) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
-    """Tell the adapter's tensors, by (site, role), from the head's `weight` and `bias`; nothing may be left over."""
+    """Tell the adapter's tensors, by (site, role), from the head's, by their names; nothing may be left over."""
     keys: dict[tuple[str, str], str] = {}
     head: dict[str, str] = {}
+    head_names = head_shapes(layers, 0, 0).keys()
     for key, spec in specs.items():
         if spec.dtype not in STORED_DTYPES:
             raise AdapterDamaged(f"tensor `{key}` is {spec.dtype}, it must be one of {', '.join(STORED_DTYPES)}")
@@ -174,18 +176,17 @@ def _sort_keys(
         if method.at_attention:
             name = name.removeprefix(SHORT_KEY_PREFIX)
         role = next((role for role in method.roles if name.endswith(f".{role}")), None)
-        if name in (f"{base.family.head}.weight", f"{base.family.head}.bias"):
-            head[name.rpartition(".")[2]] = key
+        if name in head_names:
+            head[name] = key
         elif method.at_attention and key in method.roles:
             keys[ATTENTION, key] = key
         elif role is not None and name not in (key, f".{role}") and not method.at_attention:
             keys[name.removesuffix(f".{role}"), role] = key
         else:
             raise AdapterDamaged(
-                f"tensor `{key}` is no part of a {method.name} adapter with a `{base.family.head}` head"
+                f"tensor `{key}` is no part of a {method.name} adapter whose head, for {pooling} pooling, has "
+                f"{', '.join(f'`{layer.name}`' for layer in layers)}"
             )
-    if "weight" not in head:
-        raise AdapterDamaged(f"the file holds no classification head (`{KEY_PREFIX}{base.family.head}.weight`)")
     return keys, head
 
 
@@ -215,23 +216,41 @@ def _check_adapter(
             )
 
 
-def _check_head(weight: tuple[int, ...], bias: tuple[int, ...] | None, base: BaseModel) -> None:
-    if len(weight) != 2 or not 1 <= weight[0] <= manifest_format.MAX_LABELS:
-        raise AdapterDamaged(f"the head has shape {list(weight)}, it must be [labels, {base.hidden_size}]")
-    if weight[1] != base.hidden_size:
-        raise AdapterMismatch(f"the head reads {weight[1]} features; base `{base.name}` gives {base.hidden_size}")
-    if bias is not None and bias != weight[:1]:
-        raise AdapterDamaged(f"the head's bias has shape {list(bias)} for {weight[0]} labels")
-    if bias is None and base.family.head_has_bias:
-        raise AdapterDamaged("the head has no bias")
+def _check_head(
+    stored: Mapping[str, tuple[int, ...]], layers: tuple[Layer, ...], pooling: Pooling, base: BaseModel
+) -> int:
+    """How many labels a head has, whose tensors are all there, in the file or in the base, and fit each other."""
+    held = base.native_head.tensors if pooling == "native" else {}
+    missing = [name for name in head_shapes(layers, 0, 0) if name not in stored and name not in held]
+    if missing:
+        raise AdapterDamaged(
+            f"the file lacks `{missing[0]}` of the head for {pooling} pooling, and so does base `{base.name}`; "
+            f"train it with `modules_to_save={head_modules(layers)}`"
+        )
+    last = stored[f"{layers[-1].name}.weight"]
+    if len(last) != 2 or not 1 <= last[0] <= manifest_format.MAX_LABELS:
+        raise AdapterDamaged(f"the head has shape {list(last)}, it must be [labels, {base.hidden_size}]")
+    wanted = head_shapes(layers, base.hidden_size, last[0])
+    for name, shape in stored.items():
+        if shape != wanted[name]:
+            raise AdapterMismatch(
+                f"`{name}` has shape {list(shape)}; a head of {last[0]} labels on base `{base.name}` asks for "
+                f"{list(wanted[name])}"
+            )
+    return last[0]
 
 
-def _own_manifest(data: bytes, weights_sha256: str, method: Method[Any], base: BaseModel, num_labels: int) -> Manifest:
+def _parse_manifest(data: bytes) -> Manifest:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise AdapterDamaged(f"`{FILE_NAME}` is not UTF-8: {error}") from error
-    manifest = manifest_format.parse(text)
+    return manifest_format.parse(text)
+
+
+def _check_manifest(
+    manifest: Manifest, weights_sha256: str, method: Method[Any], base: BaseModel, num_labels: int
+) -> None:
     if manifest.method != method.name:
         raise AdapterDamaged(f"the manifest says method `{manifest.method}`, adapter_config.json says `{method.name}`")
     if manifest.base_fingerprint != base.fingerprint:
@@ -245,7 +264,6 @@ def _own_manifest(data: bytes, weights_sha256: str, method: Method[Any], base: B
         )
     if len(manifest.labels) != num_labels:
         raise AdapterDamaged(f"the manifest names {len(manifest.labels)} labels, the head has {num_labels}")
-    return manifest
 
 
 def _foreign_manifest(

@@ -80,17 +80,18 @@ class Forward:
             self._spans = []
         logits: list[Tensor] = []
         for start, stop, adapter in ((s.start, s.stop, s.adapter) for s in _spans(adapters, range(len(batch) + 1))):
-            scores = nn.functional.linear(pooled[start:stop], adapter.head_weight, adapter.head_bias)
+            scores = adapter.head.logits(pooled[start:stop])
             logits.extend(scores.cpu())  # [texts of this adapter, its labels]
         return logits
 
     def _encode(self, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
         device = self._base.device
         ids = torch.tensor([[token for job, _ in batch for token in job.token_ids]], device=device)  # [1, tokens]
-        positions = [p + adapter.position_offset for job, adapter in batch for p in range(job.num_tokens)]
+        family, pad_id = self._base.family, self._base.pad_id
+        positions = [p for job, a in batch for p in family.positions(job.token_ids, pad_id, a.position_offset)]
         prefixes = tuple(cast("KeysValues | None", adapter.rows.get(ATTENTION)) for _, adapter in batch)
         extra: dict[str, bool | Tensor] = {"use_cache": False}
-        if self._base.family.uses_type_ids:
+        if family.uses_type_ids:
             extra["token_type_ids"] = torch.tensor([[t for job, _ in batch for t in job.type_ids]], device=device)
         output = self._base.backbone(
             input_ids=ids,

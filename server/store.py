@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterNotFound
+from server.heads import Head
 from server.manifest import Pooling
 from server.methods import Method
 
@@ -21,16 +22,15 @@ from server.methods import Method
 class LoadedAdapter:
     """One version of one adapter, ready for the forward pass.
 
-    rows: site name -> the method's row there. position_offset: position of a text's first token.
-    head_weight [labels, hidden], head_bias [labels].
+    rows: site name -> the method's row there. position_offset: places that its prefix takes.
+    pooling: what the head reads; `native` only where the base's own pooling is none of ours.
     """
 
     key: str
     method: Method[Any]
     pooling: Pooling
     rows: Mapping[str, object]
-    head_weight: Tensor
-    head_bias: Tensor | None
+    head: Head
     resident_bytes: int
     position_offset: int = 0
 
@@ -83,8 +83,7 @@ def key_of(adapter_id: str, version: str) -> str:
 
 def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
     """Copy the tensors of a folder into one flat block and let the method make its rows from views of it."""
-    head = [folder.head_weight] if folder.head_bias is None else [folder.head_weight, folder.head_bias]
-    parts = [*folder.tensors.values(), *head]
+    parts = [*folder.tensors.values(), *folder.head.tensors.values()]
     sizes = [part.numel() for part in parts]
     block = torch.empty(sum(sizes), device=base.device)
     views = [piece.view(part.shape).copy_(part) for piece, part in zip(torch.split(block, sizes), parts, strict=True)]
@@ -94,13 +93,14 @@ def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
     rows = {site: folder.method.bind(folder.config, base.sites[site], roles) for site, roles in by_site.items()}
     if not bool(torch.isfinite(block).all()):
         raise AdapterDamaged("the adapter's scale makes its weights overflow float32")
+    head = dict(zip(folder.head.tensors, views[len(folder.tensors) :], strict=True))
+    pooling = folder.manifest.pooling
     return LoadedAdapter(
         key=key,
         method=folder.method,
-        pooling=folder.manifest.pooling,
+        pooling=base.native_pooling if pooling == "native" else pooling,
         rows=rows,
-        head_weight=views[len(folder.tensors)],
-        head_bias=views[-1] if folder.head_bias is not None else None,
+        head=replace(folder.head, tensors={**base.native_head.tensors, **head}),
         resident_bytes=block.nbytes,
         position_offset=folder.position_offset,
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from server.batching import Waiting, WaitingLine
 from server.errors import EngineStopped, Overloaded
+from server.heads import Head, Layer
 from server.jobs import Job
 from server.manifest import Pooling
 from server.methods import method_named
@@ -21,7 +22,8 @@ POOLING: Pooling = "mean"
 def waiting(num_tokens: int, adapter_id: str = "a") -> Waiting:
     import torch
 
-    adapter = LoadedAdapter(adapter_id, method_named("lora"), POOLING, {}, torch.zeros(1, 1), None, 0)
+    head = Head((Layer("head", has_bias=False),), {"head.weight": torch.zeros(1, 1)})
+    adapter = LoadedAdapter(adapter_id, method_named("lora"), POOLING, {}, head, 0)
     return Waiting(Job(adapter_id, "v", (1,) * num_tokens, (0,) * num_tokens), adapter)
 
 

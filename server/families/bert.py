@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -31,9 +30,6 @@ class Bert(Family):
     # `output.dense` alone would match attention.output.dense too, which only repeats what the values do
     ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
     ia3_feedforward = r".*layer\.\d+\.output\.dense"
-
-    def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
-        return 0
 
     def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
         assert pool is not None, "a BERT without pooler weights was let through; this is a bug"
