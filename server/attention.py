@@ -38,10 +38,13 @@ def packed_attention(
     *,
     scaling: float,
     packing: Packing,
+    sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Let every sequence attend to its prefix and itself only.
 
+    sliding_window: tokens of an encoder see those that are fewer than that many places away. Decoders have no texts
+    that are longer than their window (`server.families.llama.Llama.length_limit`).
     query [1, heads, tokens, head_dim]; key, value [1, kv_heads, tokens, head_dim].
     Returns [1, tokens, heads, head_dim], as transformers expects, and no attention weights.
     """
@@ -58,6 +61,9 @@ def packed_attention(
                 length = stop - start
                 seen = torch.ones(length, k.shape[2], dtype=torch.bool, device=k.device)
                 mask, is_causal = seen.tril(k.shape[2] - length), False  # all of the prefix, and what came before
+        elif sliding_window is not None and not is_causal and stop - start > sliding_window:
+            places = torch.arange(stop - start, device=k.device)
+            mask = (places[:, None] - places).abs() < sliding_window  # [length, length]
         context = scaled_dot_product_attention(
             query[:, :, start:stop], k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=grouped
         )  # [1, heads, length, head_dim]

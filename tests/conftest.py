@@ -17,7 +17,7 @@ from server.forward import Forward, load_base
 from server.store import Store
 from tests.seeded import Peer, make_adapter, make_base, peft_configs
 
-MODEL_TYPES = ("bert", "llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="session", autouse=True)
