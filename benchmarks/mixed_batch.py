@@ -38,7 +38,7 @@ from server.store import LoadedAdapter, Store
 from training.model import PooledClassifier
 
 RESULT = Path(__file__).parent / "results" / "latest.json"
-NUM_TEXTS = 32
+NUM_TEXTS = 64
 NUM_LABELS = 4
 MIXED = ("lora", "ia3", "prefix", "bottleneck")
 LIBRARIES = ("torch", "transformers", "peft")
@@ -129,7 +129,7 @@ def _report(seconds: Mapping[str, list[float]], rounds: int) -> None:
 
 def _texts() -> list[list[int]]:
     rng = random.Random(0)
-    lengths = [min(128, max(4, round(rng.lognormvariate(2.7, 0.75)))) for _ in range(NUM_TEXTS)]
+    lengths = [min(128, max(4, round(rng.lognormvariate(2.75, 0.7)))) for _ in range(NUM_TEXTS)]
     return [[101, *(rng.randrange(1000, 20000) for _ in range(length - 2)), 102] for length in lengths]
 
 

@@ -65,6 +65,10 @@ class BaseModel:
         """Whether heads that were trained on the architecture's own pooling can be served."""
         return self.pool is not None or self.family.pool is None
 
+    def is_pool_site(self, site: str) -> bool:
+        """Whether a site lies in the architecture's own pooling, which sees one row a text."""
+        return self.family.pool is not None and site.startswith(f"{self.family.prefix}.{self.family.pool}.")
+
 
 def locate(spec: str) -> Path:
     """The folder of a base model given as the embedded one's id, a folder, or a hub id (which is fetched)."""

@@ -1,52 +1,50 @@
 """One pass of the frozen base over a batch in which every text may use another adapter and method.
 
 All texts lie behind one another on one token axis, sorted by method and adapter, so that each method
-sees one contiguous slice and each adapter one segment of it. The library's model code is kept as it
-is: attention is ours (`server.attention`), and hooks on the linear sites let the methods act.
+sees one contiguous slice and each adapter one segment of it (`server.segments`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from server import attention, base_model
 from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
-from server.methods import Method
-from server.methods.base import ATTENTION, KeysValues, Segment
+from server.library_encoder import LibraryEncoder, act_at
+from server.methods.base import ATTENTION, KeysValues
+from server.packed_encoder import PackedEncoder
+from server.segments import Segments, join
 from server.store import LoadedAdapter
 
 Work = tuple[Job, LoadedAdapter]
+EncoderName = Literal["auto", "packed", "library"]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Rows `start` to `stop` of an axis (tokens, or texts) belong to one adapter."""
+class Encoder(Protocol):
+    """Whatever runs the layers of the base model."""
 
-    start: int
-    stop: int
-    adapter: LoadedAdapter
+    def run(self, inputs: Mapping[str, Tensor], packing: Packing) -> Tensor:
+        """inputs [1, tokens] by their name in the model; returns the last layer's output [read rows, hidden]."""
 
 
 class Forward:
     """Runs batches on one base model. Owned by the engine thread; not safe to share.
 
-    base must have been loaded with `attention=server.attention.NAME`.
+    base must have been loaded with `load_base`, and belongs to one Forward only.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, encoder: EncoderName = "auto", keeps_weights: bool = True) -> None:
+        """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster."""
         self._base = base
-        self._spans: list[Span] = []
-        for name, layer in base.layers.items():
-            layer.register_forward_pre_hook(_Before(self, name))
-            layer.register_forward_hook(_After(self, name))
+        self._segments = Segments()
+        self._encoder = self._make_encoder(encoder, keeps_weights)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -54,7 +52,7 @@ class Forward:
 
         An adapter's answer does not depend on what else is in the batch.
         """
-        order = sorted(range(len(work)), key=lambda i: (work[i][1].method.name, work[i][1].key, work[i][0].num_tokens))
+        order = _sorted(work)
         batch = [work[i] for i in order]
         logits = self._run_sorted(batch)
         answers: list[Tensor] = [logits[0]] * len(work)
@@ -62,105 +60,87 @@ class Forward:
             answers[i] = logits[position]
         return answers
 
-    def segments(self, site: str) -> Iterator[tuple[Method[Any], list[Segment[Any]]]]:
-        """Which methods act at a site in the batch in flight, and on which rows."""
-        for method, spans in groupby(self._spans, key=lambda span: span.adapter.method):
-            found = [Segment(s.start, s.stop, s.adapter.rows[site]) for s in spans if site in s.adapter.rows]
-            if found:
-                yield method, found
+    def _make_encoder(self, name: EncoderName, keeps_weights: bool) -> Encoder:
+        names = self._base.family.post_norm_layer
+        if name == "library" or names is None:
+            return LibraryEncoder(self._base, self._segments)
+        pooled = {site: layer for site, layer in self._base.layers.items() if self._base.is_pool_site(site)}
+        act_at(self._segments, pooled)
+        return PackedEncoder(self._base, names, self._segments, keeps_weights)
 
     def _run_sorted(self, batch: list[Work]) -> list[Tensor]:
         adapters = [adapter for _, adapter in batch]
-        starts = (0, *accumulate(job.num_tokens for job, _ in batch))
+        packing = self._pack(batch)
         try:
-            self._spans = _spans(adapters, starts)
-            hidden = self._encode(batch, starts)  # [tokens, hidden]
-            pooled = self._pool(hidden, batch, starts)  # [texts, hidden]
+            self._segments.begin(adapters, packing.starts)
+            rows = self._encoder.run(self._inputs(batch), packing)  # [read rows, hidden]
+            pooled = self._pool(rows, batch, packing.read_starts)  # [texts, hidden]
         finally:
-            self._spans = []
+            self._segments.end()
         logits: list[Tensor] = []
-        for start, stop, adapter in ((s.start, s.stop, s.adapter) for s in _spans(adapters, range(len(batch) + 1))):
+        for start, stop, adapter in join(adapters, range(len(batch) + 1)):
             scores = adapter.head.logits(pooled[start:stop])
             logits.extend(scores.cpu())  # [texts of this adapter, its labels]
         return logits
 
-    def _encode(self, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
-        device = self._base.device
-        ids = torch.tensor([[token for job, _ in batch for token in job.token_ids]], device=device)  # [1, tokens]
-        family, pad_id = self._base.family, self._base.pad_id
-        positions = [p for job, a in batch for p in family.positions(job.token_ids, pad_id, a.position_offset)]
-        prefixes = tuple(cast("KeysValues | None", adapter.rows.get(ATTENTION)) for _, adapter in batch)
-        extra: dict[str, bool | Tensor] = {"use_cache": False}
-        if family.uses_type_ids:
-            extra["token_type_ids"] = torch.tensor([[t for job, _ in batch for t in job.type_ids]], device=device)
-        output = self._base.backbone(
-            input_ids=ids,
-            position_ids=torch.tensor([positions], device=device),
-            packing=Packing(starts, prefixes),
-            **extra,
+    def _pack(self, batch: list[Work]) -> Packing:
+        return Packing(
+            lengths=[job.num_tokens for job, _ in batch],
+            prefixes=[cast("KeysValues | None", adapter.rows.get(ATTENTION)) for _, adapter in batch],
+            reads=[self._read(job, adapter) for job, adapter in batch],
+            device=self._base.device,
         )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
 
-    def _pool(self, hidden: Tensor, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
-        """One row per text, each pooled as its adapter was trained; float32."""
-        pooled = torch.empty(len(batch), hidden.shape[1], device=hidden.device)
-        for pooling in {adapter.pooling for _, adapter in batch}:
-            rows = [row for row, (_, adapter) in enumerate(batch) if adapter.pooling == pooling]
-            if pooling == "mean":
-                for row in rows:
-                    pooled[row] = hidden[starts[row] : starts[row + 1]].float().mean(0)
-            elif pooling == "cls":
-                pooled[rows] = hidden[[starts[row] for row in rows]].float()
-            elif pooling == "last":
-                pooled[rows] = hidden[[starts[row + 1] - 1 for row in rows]].float()
-            else:
-                pooled[rows] = self._native_pool(hidden, [batch[row] for row in rows], [starts[row] for row in rows])
+    def _read(self, job: Job, adapter: LoadedAdapter) -> int | None:
+        """The position of the one token that the head reads; None where it reads all."""
+        if adapter.pooling == "mean":
+            return None
+        if adapter.pooling == "native":
+            return self._base.family.native_position(job.token_ids, self._base.pad_id)
+        return 0 if adapter.pooling == "cls" else job.num_tokens - 1
+
+    def _inputs(self, batch: list[Work]) -> dict[str, Tensor]:
+        """What the model takes, [1, tokens] each."""
+        family, pad_id = self._base.family, self._base.pad_id
+        inputs = {
+            "input_ids": [token for job, _ in batch for token in job.token_ids],
+            "position_ids": [
+                position
+                for job, adapter in batch
+                for position in family.positions(job.token_ids, pad_id, adapter.position_offset)
+            ],
+        }
+        if family.uses_type_ids:
+            inputs["token_type_ids"] = [kind for job, _ in batch for kind in job.type_ids]
+        return {name: torch.tensor([values], device=self._base.device) for name, values in inputs.items()}
+
+    def _pool(self, rows: Tensor, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
+        """One row per text, each pooled as its adapter was trained; float32.
+
+        Text i covers rows starts[i] to starts[i + 1].
+        """
+        lengths = torch.tensor([stop - start for start, stop in pairwise(starts)])
+        pooled = torch.segment_reduce(rows.float(), "mean", lengths=lengths.to(rows.device))  # of one row: itself
+        native = [i for i, (_, adapter) in enumerate(batch) if adapter.pooling == "native"]
+        if native:
+            # adapters may act at the base's own pooling layer too: now one row is one text
+            self._segments.begin([batch[i][1] for i in native], range(len(native) + 1))
+            own = rows[[starts[i] for i in native]]
+            pooled[native] = self._base.family.native_pool(own, self._base.pool).float()
         return pooled
 
-    def _native_pool(self, hidden: Tensor, batch: list[Work], starts: list[int]) -> Tensor:
-        """Pool with the base model's own layer, at which adapters may act too: now one row is one text."""
-        family, base = self._base.family, self._base
-        read = [
-            start + family.native_position(job.token_ids, base.pad_id)
-            for start, (job, _) in zip(starts, batch, strict=True)
-        ]
-        self._spans = _spans([adapter for _, adapter in batch], range(len(batch) + 1))
-        return family.native_pool(hidden[read], base.pool).float()
 
+def _sorted(work: Sequence[Work]) -> list[int]:
+    """Indices so that an adapter's texts are neighbours, and texts of one length too wherever that allows."""
+    longest: dict[str, int] = {}
+    for job, adapter in work:
+        longest[adapter.key] = max(job.num_tokens, longest.get(adapter.key, 0))
 
-def _spans(adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> list[Span]:
-    """Join neighbours that use the same adapter; text i covers starts[i] to starts[i + 1]."""
-    spans = []
-    for _, group in groupby(range(len(adapters)), key=lambda i: adapters[i].key):
-        rows = list(group)
-        spans.append(Span(starts[rows[0]], starts[rows[-1] + 1], adapters[rows[0]]))
-    return spans
+    def place(index: int) -> tuple[bool, int, str, int]:
+        job, adapter = work[index]
+        return ATTENTION in adapter.rows, longest[adapter.key], adapter.key, job.num_tokens
 
-
-class _Before:
-    """Hook in front of a linear site: methods may scale its input."""
-
-    def __init__(self, forward: Forward, site: str) -> None:
-        self.forward, self.site = forward, site
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        x = args[0].reshape(-1, args[0].shape[-1])  # [rows, d_in]
-        for method, segments in self.forward.segments(self.site):
-            x = method.scale_input(x, segments)
-        return (x.view(args[0].shape),)
-
-
-class _After:
-    """Hook behind a linear site: methods change its output in place."""
-
-    def __init__(self, forward: Forward, site: str) -> None:
-        self.forward, self.site = forward, site
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-        x, y = args[0].reshape(-1, args[0].shape[-1]), output.view(-1, output.shape[-1])  # [rows, d_in], [rows, d_out]
-        for method, segments in self.forward.segments(self.site):
-            method.apply(x, y, segments)
+    return sorted(range(len(work)), key=place)
 
 
 def load_base(spec: str, device: str = "auto", dtype: str = "auto") -> BaseModel:

@@ -39,7 +39,11 @@ class Service:
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
         self.engine = ThreadEngine(
-            Forward(self.base), self.store, settings.max_waiting, settings.max_batch_tokens, self._on_batch
+            Forward(self.base, keeps_weights=False),
+            self.store,
+            settings.max_waiting,
+            settings.max_batch_tokens,
+            self._on_batch,
         )
         self.desk = Desk(
             engine=self.engine,

@@ -83,6 +83,15 @@ def test_texts_with_the_padding_token_equal_plain_peft(base: BaseModel, forward:
         _assert_close(answer, peer.logits(tokens))
 
 
+def test_the_librarys_own_layers_equal_plain_peft_too(base: BaseModel, peers: list[Peer]) -> None:
+    """Where we run an encoder's layers ourselves, the library's model code still can."""
+    forward = Forward(load_base(str(base.folder), "cpu", "float32"), encoder="library")
+    texts = [(peer, _tokens(length, length)) for peer in peers for length in (1, 40, 41)]
+    answers = forward.run([peer.job(tokens) for peer, tokens in texts])
+    for (peer, tokens), answer in zip(texts, answers, strict=True):
+        _assert_close(answer, peer.logits(tokens))
+
+
 def test_the_order_of_a_batch_does_not_matter(forward: Forward, peers: list[Peer]) -> None:
     work = [peers[i % len(peers)].job(_tokens(5 + i, i)) for i in range(20)]
     straight, reverse = forward.run(work), forward.run(work[::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,6 +14,19 @@ from server.manifest import Pooling
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+class PostNormLayer(NamedTuple):
+    """Where the modules of layer `{}` of a post-norm encoder lie in the backbone (Vaswani et al. 2017)."""
+
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    attention_norm: str
+    up: str
+    down: str
+    output_norm: str
 
 
 class Family(ABC):
@@ -51,6 +64,9 @@ class Family(ABC):
     ia3_targets: ClassVar[str]
     """Regular expression: keys, values and the feed-forward's second layer (Liu et al. 2022, section 3.3)."""
     ia3_feedforward: ClassVar[str]
+
+    post_norm_layer: ClassVar[PostNormLayer | None] = None
+    """Set where `server.packed_encoder` can run the layers; otherwise the library's own model code does."""
 
     def linear_head(self) -> tuple[Layer, ...]:
         """The head behind a pooling of ours, as `training.model.PooledClassifier` has it."""

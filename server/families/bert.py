@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor, nn
 
-from server.families.base import Family
+from server.families.base import Family, PostNormLayer
 
 
 class Bert(Family):
@@ -30,6 +30,16 @@ class Bert(Family):
     # `output.dense` alone would match attention.output.dense too, which only repeats what the values do
     ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
     ia3_feedforward = r".*layer\.\d+\.output\.dense"
+    post_norm_layer = PostNormLayer(
+        query="encoder.layer.{}.attention.self.query",
+        key="encoder.layer.{}.attention.self.key",
+        value="encoder.layer.{}.attention.self.value",
+        attention_output="encoder.layer.{}.attention.output.dense",
+        attention_norm="encoder.layer.{}.attention.output.LayerNorm",
+        up="encoder.layer.{}.intermediate.dense",
+        down="encoder.layer.{}.output.dense",
+        output_norm="encoder.layer.{}.output.LayerNorm",
+    )
 
     def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
         assert pool is not None, "a BERT without pooler weights was let through; this is a bug"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from server.families.base import Family
+from server.families.base import Family, PostNormLayer
 from server.heads import Layer
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ class Distilbert(Family):
     feedforward_output = r"transformer\.layer\.\d+\.ffn\.lin2"
     ia3_targets = r".*\.(k_lin|v_lin|lin2)"
     ia3_feedforward = r".*\.lin2"
+    post_norm_layer = PostNormLayer(
+        query="transformer.layer.{}.attention.q_lin",
+        key="transformer.layer.{}.attention.k_lin",
+        value="transformer.layer.{}.attention.v_lin",
+        attention_output="transformer.layer.{}.attention.out_lin",
+        attention_norm="transformer.layer.{}.sa_layer_norm",
+        up="transformer.layer.{}.ffn.lin1",
+        down="transformer.layer.{}.ffn.lin2",
+        output_norm="transformer.layer.{}.output_layer_norm",
+    )
 
     def native_head(self, config: PretrainedConfig) -> tuple[Layer, ...]:
         return (Layer("pre_classifier", activation=torch.relu), Layer("classifier"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from server.families.base import Family
+from server.families.bert import Bert
 from server.heads import Layer
 
 if TYPE_CHECKING:
@@ -30,15 +30,13 @@ class Roberta(Family):
     default_pooling = "mean"
     uses_type_ids = False
     model_options: ClassVar = {"add_pooling_layer": False}  # its own head does without
-    token_sites = re.compile(
-        r"encoder\.layer\.\d+\."
-        r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-    )
-    lora_targets = ("query", "value")
-    attention_output = r"encoder\.layer\.\d+\.attention\.output\.dense"
-    feedforward_output = r"encoder\.layer\.\d+\.output\.dense"
-    ia3_targets = r".*(attention\.self\.(key|value)|layer\.\d+\.output\.dense)"
-    ia3_feedforward = r".*layer\.\d+\.output\.dense"
+    token_sites = Bert.token_sites
+    lora_targets = Bert.lora_targets
+    attention_output = Bert.attention_output
+    feedforward_output = Bert.feedforward_output
+    ia3_targets = Bert.ia3_targets
+    ia3_feedforward = Bert.ia3_feedforward
+    post_norm_layer = Bert.post_norm_layer
 
     def native_head(self, config: PretrainedConfig) -> tuple[Layer, ...]:
         return (Layer("classifier.dense", activation=torch.tanh), Layer("classifier.out_proj"))

@@ -121,9 +121,12 @@ class Method(ABC, Generic[Row]):
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> Row:
         """Make the row of one site from its tensors by role; they may be changed in place."""
 
-    def scale_input(self, x: Tensor, segments: Sequence[Segment[Row]]) -> Tensor:
-        """Change what goes into a site. x [tokens, d_in] is shared: return it or a changed copy."""
-        return x
+    def changes_input(self, row: Row) -> bool:
+        """Whether an adapter's row changes what goes into its site."""
+        return False
+
+    def change_input(self, x: Tensor, segments: Sequence[Segment[Row]]) -> None:
+        """Change what goes into a site, in place. x [tokens, d_in]; only segments whose row does so are given."""
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]]) -> None:
         """Change what comes out of a site, in place.

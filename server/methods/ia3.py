@@ -42,14 +42,12 @@ class Ia3(Method[Ia3Row]):
         scale = tensors[SCALE]
         return Ia3Row(scale.view(-1), on_input=scale.shape[0] == 1 and site.out_features != 1)
 
-    def scale_input(self, x: Tensor, segments: Sequence[Segment[Ia3Row]]) -> Tensor:
-        if not any(row.on_input for _, _, row in segments):
-            return x
-        scaled = x.clone()
-        for start, stop, (scale, on_input) in segments:
-            if on_input:
-                scaled[start:stop].mul_(scale)
-        return scaled
+    def changes_input(self, row: Ia3Row) -> bool:
+        return row.on_input
+
+    def change_input(self, x: Tensor, segments: Sequence[Segment[Ia3Row]]) -> None:
+        for start, stop, (scale, _) in segments:
+            x[start:stop].mul_(scale)
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]]) -> None:
         for start, stop, (scale, on_input) in segments:

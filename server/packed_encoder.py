@@ -1,0 +1,122 @@
+"""The layers of a post-norm encoder (BERT and its kin) over packed tokens, from the same frozen weights.
+
+The library's code (`server.library_encoder`) computes the same and is the oracle of the tests. This one multiplies
+query, key and value in one product with reordered weights, and runs the last layer only for the rows that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from server.attention import Heads, Packing, attend
+from server.base_model import BaseModel
+from server.families.base import PostNormLayer
+from server.frozen_linear import FrozenLinear, release
+from server.segments import Segments
+
+
+class PackedEncoder:
+    """Runs a base model whose family has a `post_norm_layer`. Owned by the engine thread."""
+
+    def __init__(self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool) -> None:
+        config: Any = base.backbone.config
+        count, width = config.num_attention_heads, config.hidden_size
+        self._heads = Heads(count, count, width // count)
+        self._scale = self._heads.head_dim**-0.5
+        self._activation: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, "hidden_act", None) or config.activation]
+        self._embed, self._segments = base.backbone.embeddings, segments
+        # on the CPU attention in float32 is also the faster (docs/log.md)
+        self._dtype = base.dtype if base.device.type == "cuda" else torch.float32
+        last = config.num_hidden_layers - 1
+        self._layers = [_make_layer(base, names, index, index == last) for index in range(last + 1)]
+        if not keeps_weights:
+            for site in {site for layer in self._layers for site in layer.linear_sites}:
+                release(base.layers[site])
+
+    def run(self, inputs: Mapping[str, Tensor], packing: Packing) -> Tensor:
+        """inputs [1, tokens] by their name in the model; returns the last layer's output [read rows, hidden]."""
+        x: Tensor = self._embed(**inputs)[0]  # type: ignore[operator]  # nn.Module types its attributes widely
+        for index, layer in enumerate(self._layers):
+            x = self._run_layer(layer, index, x, packing)
+        return x
+
+    def _run_layer(self, layer: _Layer, index: int, x: Tensor, packing: Packing) -> Tensor:
+        *_, keys, values = outputs = self._project(layer.projection, layer.projected, x)  # [tokens, hidden] each
+        if layer.query is not None:
+            if not packing.reads_all:
+                x = x.index_select(0, packing.read_rows)  # [read rows, hidden]
+                self._segments.move(packing.read_starts)
+            outputs = self._project(layer.query, layer.queried, x)
+        context = attend(packing, self._heads, index, self._scale, outputs[0], keys, values).to(x.dtype)
+        attended = self._change(layer.attention_output, layer.names.attention_output, context, is_shared=False)
+        x = layer.attention_norm(attended.add_(x))
+        inner = self._activation(self._change(layer.up, layer.names.up, x, is_shared=True))
+        out = self._change(layer.down, layer.names.down, inner, is_shared=False)
+        result: Tensor = layer.output_norm(out.add_(x))
+        return result
+
+    def _change(self, linear: FrozenLinear, site: str, x: Tensor, is_shared: bool) -> Tensor:
+        """One product and what the adapters make of it."""
+        x = self._segments.change_input(site, x, is_shared)
+        y = linear(x)
+        self._segments.change_output(site, x, y)
+        return y
+
+    def _project(self, linear: FrozenLinear, sites: tuple[str, ...], x: Tensor) -> list[Tensor]:
+        """The same where several sites share one product. Attention is computed in `self._dtype`."""
+        outputs = list(linear(x).to(self._dtype).chunk(len(sites), 1))
+        for number, site in enumerate(sites):
+            changed = self._segments.change_input(site, x, is_shared=True)
+            if changed is not x:  # rare: IA3 on the input of a projection
+                outputs[number] = linear(changed).to(self._dtype).chunk(len(sites), 1)[number]
+            self._segments.change_output(site, changed, outputs[number])
+        return outputs
+
+
+class _Layer(NamedTuple):
+    """The products of one layer. The last has its query by itself, since it may run for fewer rows.
+
+    names: the sites by their part in the layer. projected, queried: the sites of these two products.
+    """
+
+    names: PostNormLayer
+    projected: tuple[str, ...]
+    projection: FrozenLinear
+    queried: tuple[str, ...]
+    query: FrozenLinear | None
+    attention_output: FrozenLinear
+    attention_norm: nn.Module
+    up: FrozenLinear
+    down: FrozenLinear
+    output_norm: nn.Module
+
+    @property
+    def linear_sites(self) -> tuple[str, ...]:
+        return *self.projected, *self.queried, self.names.attention_output, self.names.up, self.names.down
+
+
+def _make_layer(base: BaseModel, names: PostNormLayer, index: int, is_last: bool) -> _Layer:
+    inner = PostNormLayer(*(name.format(index) for name in names))
+    sites = PostNormLayer(*(f"{base.family.prefix}.{name}" for name in inner))
+    projected = (sites.key, sites.value) if is_last else (sites.query, sites.key, sites.value)
+
+    def product(*chosen: str) -> FrozenLinear:
+        return FrozenLinear([base.layers[site] for site in chosen])
+
+    return _Layer(
+        names=sites,
+        projected=projected,
+        projection=product(*projected),
+        queried=(sites.query,) if is_last else (),
+        query=product(sites.query) if is_last else None,
+        attention_output=product(sites.attention_output),
+        attention_norm=base.backbone.get_submodule(inner.attention_norm),
+        up=product(sites.up),
+        down=product(sites.down),
+        output_norm=base.backbone.get_submodule(inner.output_norm),
+    )
