@@ -20,7 +20,7 @@ from torch import Tensor
 from server import manifest as manifest_format
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
-from server.heads import Head, Layer, head_modules, head_shapes
+from server.heads import Layer, head_modules, head_shapes
 from server.manifest import ADAPTER_ID, FILE_NAME, Manifest, Pooling
 from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
@@ -37,7 +37,7 @@ MAX_WEIGHTS_BYTES = 4 << 30
 class AdapterFolder:
     """A checked adapter, its tensors still as stored on disk.
 
-    tensors: (site name, role) -> tensor. head: holds the tensors that the folder brings; the base may hold more.
+    tensors: (site name, role) -> tensor. head: its tensors by name, those that the base holds left out.
     position_offset: places that a prefix takes in front of a text.
     warnings: what is unknown about an adapter that came without a manifest.
     """
@@ -48,7 +48,8 @@ class AdapterFolder:
     config: Mapping[str, object]
     manifest: Manifest
     tensors: Mapping[tuple[str, str], Tensor]
-    head: Head
+    head_layers: tuple[Layer, ...]
+    head: Mapping[str, Tensor]
     position_offset: int
     warnings: tuple[str, ...]
 
@@ -101,7 +102,8 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         config=config,
         manifest=manifest,
         tensors={place: tensors[key] for place, key in keys.items()},
-        head=Head(layers, {name: tensors[key] for name, key in head_keys.items()}),
+        head_layers=layers,
+        head={name: tensors[key] for name, key in head_keys.items()},
         position_offset=position_offset,
         warnings=tuple(warnings),
     )

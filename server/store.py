@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def key_of(adapter_id: str, version: str) -> str:
 
 def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
     """Copy the tensors of a folder into one flat block and let the method make its rows from views of it."""
-    parts = [*folder.tensors.values(), *folder.head.tensors.values()]
+    parts = [*folder.tensors.values(), *folder.head.values()]
     sizes = [part.numel() for part in parts]
     block = torch.empty(sum(sizes), device=base.device)
     views = [piece.view(part.shape).copy_(part) for piece, part in zip(torch.split(block, sizes), parts, strict=True)]
@@ -93,14 +93,14 @@ def place(folder: AdapterFolder, key: str, base: BaseModel) -> LoadedAdapter:
     rows = {site: folder.method.bind(folder.config, base.sites[site], roles) for site, roles in by_site.items()}
     if not bool(torch.isfinite(block).all()):
         raise AdapterDamaged("the adapter's scale makes its weights overflow float32")
-    head = dict(zip(folder.head.tensors, views[len(folder.tensors) :], strict=True))
+    head = dict(zip(folder.head, views[len(folder.tensors) :], strict=True))
     pooling = folder.manifest.pooling
     return LoadedAdapter(
         key=key,
         method=folder.method,
         pooling=base.native_pooling if pooling == "native" else pooling,
         rows=rows,
-        head=replace(folder.head, tensors={**base.native_head.tensors, **head}),
+        head=Head(folder.head_layers, {**base.native_head.tensors, **head}),
         resident_bytes=block.nbytes,
         position_offset=folder.position_offset,
     )

@@ -412,7 +412,7 @@ def test_a_native_head_without_its_first_layer_is_refused(
 ) -> None:
     """It began at random where the adapter was trained, and is lost."""
     base, root = load_base(str(base_folders[model_type]), "cpu", "float32"), native(tmp_path, base_folders[model_type])
-    assert len(adapter_folder.read(root, "good", base).head.tensors) == 4
+    assert len(adapter_folder.read(root, "good", base).head) == 4
     edit_weights(root, lambda t: t.pop(f"base_model.model.{first}.weight"))
     refused(root, base, AdapterDamaged, f"`{first}.weight`", f"modules_to_save={modules}")
 
@@ -425,8 +425,8 @@ def test_a_head_that_disagrees_with_the_pooling_is_refused(
     two_layers, one_layer = native(tmp_path / "two", base.folder), native(tmp_path / "one", base.folder, "mean")
     add_manifest(two_layers / "good", base)
     add_manifest(one_layer / "good", base, pooling="mean")
-    assert len(adapter_folder.read(two_layers, "good", base).head.layers) == 2
-    assert len(adapter_folder.read(one_layer, "good", base).head.layers) == 1
+    assert len(adapter_folder.read(two_layers, "good", base).head_layers) == 2
+    assert len(adapter_folder.read(one_layer, "good", base).head_layers) == 1
     for root, pooling in ((two_layers, "mean"), (one_layer, "native")):
         path = root / "good" / "adapter.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"pooling": pooling}))
