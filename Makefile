@@ -38,7 +38,7 @@ check: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, in one interleaved run
-	$(BIN)/python -m benchmarks.mixed_batch
+	$(BIN)/python -m benchmarks.engine
 
 docs: $(VENV)/.dev  ## write the generated parts of the documents
 	$(BIN)/python -m docs.generate

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from server import manifest as manifest_format
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
-from server.manifest import ADAPTER_ID, FILE_NAME, Manifest
+from server.families import Family
+from server.heads import Layer, head_modules, head_shapes
+from server.manifest import ADAPTER_ID, FILE_NAME, Manifest, Pooling
 from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
 from server.weights_file import TensorSpec, WeightsFile, read_header, sha256_of
@@ -36,8 +38,8 @@ MAX_TEXT_BYTES = 16 << 20
 class AdapterFolder:
     """A checked adapter whose weights are still on disk.
 
-    tensors: (site name, role) -> where its bytes are. head_weight [labels, hidden], head_bias [labels] or None.
-    position_offset: the position of a text's first token.
+    tensors: (site name, role) -> where its bytes are. head: the same by name, those that the base holds left out.
+    position_offset: places that a prefix takes in front of a text.
     warnings: what is unknown about an adapter that came without a manifest.
     """
 
@@ -48,8 +50,8 @@ class AdapterFolder:
     manifest: Manifest
     weights: WeightsFile
     tensors: Mapping[tuple[str, str], TensorSpec]
-    head_weight: TensorSpec
-    head_bias: TensorSpec | None
+    head_layers: tuple[Layer, ...]
+    head: Mapping[str, TensorSpec]
     position_offset: int
     warnings: tuple[str, ...]
 
@@ -65,21 +67,24 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
     config = _parse_config(_read_bytes(files[CONFIG_FILE], MAX_TEXT_BYTES))
     method = method_of(config.get("peft_type"))
     method.check_config(config)
+    method.check_family(base.family)
     if config.get("task_type") not in (None, "SEQ_CLS"):
         raise MethodUnsupported(f"`task_type` is {config['task_type']!r}; this server classifies text (SEQ_CLS)")
+    own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
+    manifest = _parse_manifest(own) if own is not None else None
+    pooling = manifest.pooling if manifest is not None else "native"
     weights = read_header(files[WEIGHTS_FILE])
-    keys, head_keys = _sort_keys(weights.specs, method, base)
+    layers = base.native_head.layers if pooling == "native" else _linear_head(base.family, weights.specs)
+    keys, head_keys = _sort_keys(weights.specs, method, layers, pooling)
     tensors = {place: weights.specs[key] for place, key in keys.items()}
     head = {part: weights.specs[key] for part, key in head_keys.items()}
     _check_adapter({place: spec.shape for place, spec in tensors.items()}, method, config, base)
-    _check_head(head["weight"].shape, head["bias"].shape if "bias" in head else None, base)
+    num_labels = _check_head({name: spec.shape for name, spec in head.items()}, layers, pooling, base)
 
-    own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
-    num_labels = head["weight"].shape[0]
     prefix = max((spec.shape[0] for (site, _), spec in tensors.items() if site == ATTENTION), default=0)
     warnings: list[str] = []
-    if own is not None:
-        manifest = _own_manifest(own, method, base, num_labels)
+    if manifest is not None:
+        _check_manifest(manifest, method, base, num_labels)
     else:
         digest = sha256_of(weights.path)
         manifest, warnings = _foreign_manifest(digest, config, method, base, num_labels, prefix)
@@ -100,8 +105,8 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         manifest=manifest,
         weights=weights,
         tensors=tensors,
-        head_weight=head["weight"],
-        head_bias=head.get("bias"),
+        head_layers=layers,
+        head=head,
         position_offset=position_offset,
         warnings=tuple(warnings),
     )
@@ -163,28 +168,28 @@ def _parse_config(data: bytes) -> dict[str, object]:
 
 
 def _sort_keys(
-    specs: Mapping[str, TensorSpec], method: Method[Any], base: BaseModel
+    specs: Mapping[str, TensorSpec], method: Method[Any], layers: tuple[Layer, ...], pooling: Pooling
 ) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
-    """Tell the adapter's tensors, by (site, role), from the head's `weight` and `bias`; nothing may be left over."""
+    """Tell the adapter's tensors, by (site, role), from the head's, by their names; nothing may be left over."""
     keys: dict[tuple[str, str], str] = {}
     head: dict[str, str] = {}
+    head_names = head_shapes(layers, 0, 0).keys()
     for key in specs:
         name = key.removeprefix(KEY_PREFIX)
         if method.at_attention:
             name = name.removeprefix(SHORT_KEY_PREFIX)
         role = next((role for role in method.roles if name.endswith(f".{role}")), None)
-        if name in (f"{base.family.head}.weight", f"{base.family.head}.bias"):
-            head[name.rpartition(".")[2]] = key
+        if name in head_names:
+            head[name] = key
         elif method.at_attention and key in method.roles:
             keys[ATTENTION, key] = key
         elif role is not None and name not in (key, f".{role}") and not method.at_attention:
             keys[name.removesuffix(f".{role}"), role] = key
         else:
             raise AdapterDamaged(
-                f"tensor `{key}` is no part of a {method.name} adapter with a `{base.family.head}` head"
+                f"tensor `{key}` is no part of a {method.name} adapter whose head, for {pooling} pooling, has "
+                f"{', '.join(f'`{layer.name}`' for layer in layers)}"
             )
-    if "weight" not in head:
-        raise AdapterDamaged(f"the file holds no classification head (`{KEY_PREFIX}{base.family.head}.weight`)")
     return keys, head
 
 
@@ -217,23 +222,45 @@ def _check_adapter(
         method.bind(config, base.sites[site], roles)
 
 
-def _check_head(weight: tuple[int, ...], bias: tuple[int, ...] | None, base: BaseModel) -> None:
-    if len(weight) != 2 or not 1 <= weight[0] <= manifest_format.MAX_LABELS:
-        raise AdapterDamaged(f"the head has shape {list(weight)}, it must be [labels, {base.hidden_size}]")
-    if weight[1] != base.hidden_size:
-        raise AdapterMismatch(f"the head reads {weight[1]} features; base `{base.name}` gives {base.hidden_size}")
-    if bias is not None and bias != weight[:1]:
-        raise AdapterDamaged(f"the head's bias has shape {list(bias)} for {weight[0]} labels")
-    if bias is None and base.family.head_has_bias:
-        raise AdapterDamaged("the head has no bias")
+def _check_head(
+    stored: Mapping[str, tuple[int, ...]], layers: tuple[Layer, ...], pooling: Pooling, base: BaseModel
+) -> int:
+    """How many labels a head has, whose tensors are all there, in the file or in the base, and fit each other."""
+    held = base.native_head.tensors if pooling == "native" else {}
+    missing = [name for name in head_shapes(layers, 0, 0) if name not in stored and name not in held]
+    if missing:
+        raise AdapterDamaged(
+            f"the file lacks `{missing[0]}` of the head for {pooling} pooling, and so does base `{base.name}`; "
+            f"train it with `modules_to_save={head_modules(layers)}`"
+        )
+    last = stored[f"{layers[-1].name}.weight"]
+    if len(last) != 2 or not 1 <= last[0] <= manifest_format.MAX_LABELS:
+        raise AdapterDamaged(f"the head has shape {list(last)}, it must be [labels, {base.hidden_size}]")
+    wanted = head_shapes(layers, base.hidden_size, last[0])
+    for name, shape in stored.items():
+        if shape != wanted[name]:
+            raise AdapterMismatch(
+                f"`{name}` has shape {list(shape)}; a head of {last[0]} labels on base `{base.name}` asks for "
+                f"{list(wanted[name])}"
+            )
+    return last[0]
 
 
-def _own_manifest(data: bytes, method: Method[Any], base: BaseModel, num_labels: int) -> Manifest:
+def _linear_head(family: Family, keys: Iterable[str]) -> tuple[Layer, ...]:
+    """The head behind a pooling of ours; decoders' may have a bias, which a head of one number needs."""
+    has_bias = family.head_has_bias or f"{KEY_PREFIX}{family.head}.bias" in keys
+    return (replace(family.linear_head()[0], has_bias=has_bias),)
+
+
+def _parse_manifest(data: bytes) -> Manifest:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise AdapterDamaged(f"`{FILE_NAME}` is not UTF-8: {error}") from error
-    manifest = manifest_format.parse(text)
+    return manifest_format.parse(text)
+
+
+def _check_manifest(manifest: Manifest, method: Method[Any], base: BaseModel, num_labels: int) -> None:
     if manifest.method != method.name:
         raise AdapterDamaged(f"the manifest says method `{manifest.method}`, adapter_config.json says `{method.name}`")
     if manifest.base_fingerprint != base.fingerprint:
@@ -243,7 +270,6 @@ def _own_manifest(data: bytes, method: Method[Any], base: BaseModel, num_labels:
         )
     if len(manifest.labels) != num_labels:
         raise AdapterDamaged(f"the manifest names {len(manifest.labels)} labels, the head has {num_labels}")
-    return manifest
 
 
 def _foreign_manifest(

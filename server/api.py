@@ -7,14 +7,15 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from server.activation import activate
 from server.catalog import AdapterCard, Catalog, RefusedCard
-from server.errors import AdaptermuxError, ClientLeft, InvalidInput, TooManyInputs
+from server.errors import AdaptermuxError, ClientLeft, DeadlineExceeded, InvalidInput, TooManyInputs
 from server.jobs import Answer, Engine, Job
 from server.manifest import Manifest
 from server.metrics import Metrics
@@ -33,6 +34,8 @@ from server.schemas import (
     Usage,
 )
 from server.tokenizer import Encoded, Tokenizer
+
+MAX_TIMEOUT_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,18 @@ CLASSIFY_RESPONSES: dict[int | str, dict[str, object]] = {
     409: {"model": Problem, "description": "The adapter was refused when it was loaded; `detail` says why"},
     500: {"model": Problem, "description": "The forward pass failed"},
     503: {"model": Problem, "description": "The server is overloaded or stopping; see `Retry-After`"},
+    504: {"model": Problem, "description": "The time of `X-Request-Timeout-Ms` was up"},
 }
 
 
+Timeout = Annotated[int | None, Header(alias="X-Request-Timeout-Ms", ge=1, le=MAX_TIMEOUT_MS)]
+"""How long the caller waits; texts that are not classified by then are dropped."""
+
+
 @router.post("/v1/classify", tags=["classify"], responses=CLASSIFY_RESPONSES, response_model_exclude_none=True)
-async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
+async def classify(body: ClassifyRequest, request: Request, timeout_ms: Timeout = None) -> ClassifyResponse:
     """Classify texts with one adapter."""
-    return await _measured(request, body.adapter_id, body)
+    return await _measured(request, body.adapter_id, body, timeout_ms)
 
 
 @router.post(
@@ -75,9 +83,11 @@ async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
     responses=CLASSIFY_RESPONSES,
     response_model_exclude_none=True,
 )
-async def classify_with(adapter_id: str, body: AdapterClassifyRequest, request: Request) -> ClassifyResponse:
+async def classify_with(
+    adapter_id: str, body: AdapterClassifyRequest, request: Request, timeout_ms: Timeout = None
+) -> ClassifyResponse:
     """The same with the adapter in the path, so that a load balancer can route on it."""
-    return await _measured(request, adapter_id, body)
+    return await _measured(request, adapter_id, body, timeout_ms)
 
 
 @router.get("/v1/adapters", tags=["inspect"])
@@ -123,14 +133,18 @@ def _desk(request: Request) -> Desk:
     return desk
 
 
-async def _measured(request: Request, adapter_id: str, body: AdapterClassifyRequest) -> ClassifyResponse:
+async def _measured(
+    request: Request, adapter_id: str, body: AdapterClassifyRequest, timeout_ms: int | None
+) -> ClassifyResponse:
     """Answer a request and count it, whatever becomes of it."""
     desk = _desk(request)
     began, code, known = time.perf_counter(), "internal_error", ""
     try:
         card = desk.catalog.resolve(adapter_id)
         known = card.adapter_id
-        response = await _unless_left(request, _classify(desk, card, body))
+        timeout_s = timeout_ms / 1e3 if timeout_ms is not None else None
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+        response = await _in_time(request, _classify(desk, card, body, deadline), timeout_s)
         code = "ok"
         return response
     except AdaptermuxError as error:
@@ -140,13 +154,17 @@ async def _measured(request: Request, adapter_id: str, body: AdapterClassifyRequ
         desk.metrics.request_answered(known, code, time.perf_counter() - began)
 
 
-async def _unless_left(request: Request, work: Coroutine[None, None, ClassifyResponse]) -> ClassifyResponse:
-    """Do the work, and drop it where it waits once the client has closed the connection."""
+async def _in_time(
+    request: Request, work: Coroutine[None, None, ClassifyResponse], timeout_s: float | None
+) -> ClassifyResponse:
+    """Do the work, and drop it where it waits once the client has closed the connection or its time is up."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        done, _ = await asyncio.wait((working, leaving), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise DeadlineExceeded(f"the request was not answered within {timeout_s:g} s, as X-Request-Timeout-Ms asks")
+        if working not in done:
             raise ClientLeft("the client closed the connection before it was answered")
         return working.result()
     finally:
@@ -160,7 +178,9 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest) -> ClassifyResponse:
+async def _classify(
+    desk: Desk, card: AdapterCard, body: AdapterClassifyRequest, deadline: float | None
+) -> ClassifyResponse:
     if body.threshold is not None and card.manifest.problem_type != "multi_label":
         raise InvalidInput(
             "threshold",
@@ -169,7 +189,7 @@ async def _classify(desk: Desk, card: AdapterCard, body: AdapterClassifyRequest)
     began = time.perf_counter()
     encoded = await run_in_threadpool(_tokenize, desk, card.manifest, body)
     tokenize_s = time.perf_counter() - began
-    jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids) for one in encoded]
+    jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, deadline) for one in encoded]
     answers = await _run(desk.engine, jobs)
     num_tokens = sum(job.num_tokens for job in jobs)
     queue_ms = max(answer.queue_ms for answer in answers)

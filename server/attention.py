@@ -155,17 +155,22 @@ def packed_attention(
     *,
     scaling: float,
     packing: Packing,
+    sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls for every attention layer of its own model code.
 
+    sliding_window: tokens of an encoder see those that are fewer than that many places away. Decoders have no texts
+    that are longer than their window (`server.families.llama.Llama.length_limit`).
     query [1, heads, tokens, head_dim]; key, value [1, kv_heads, tokens, head_dim].
     Returns [1, tokens, heads, head_dim], as transformers expects, and no attention weights.
     """
     heads = Heads(query.shape[1], key.shape[1], query.shape[3])
     q, k, v = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))  # [tokens, heads x head_dim]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types its attributes widely
-    context = attend(packing, heads, layer, scaling, q, k, v, is_causal=bool(module.is_causal))
+    layer = int(getattr(module, "layer_idx", 0))  # only needed for prefixes, which layers without a number do not take
+    is_causal = bool(module.is_causal)
+    window = sliding_window - 1 if sliding_window is not None and not is_causal else None
+    context = attend(packing, heads, layer, scaling, q, k, v, is_causal, window)
     return context.view(1, -1, heads.num_queries, heads.head_dim), None
 
 

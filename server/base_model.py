@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from server.errors import BaseModelError
 from server.families import Family, family_of
+from server.heads import Head, Layer, head_shapes
+from server.manifest import Pooling
 from server.methods.base import ATTENTION, AttentionSite, Site
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class BaseModel:
     sites: where adapters act, by name: linear layers by their path in the classification model, each of which is
     `layers[name]`, and the attention site.
     pool: the architecture's own pooling module, or None where the weights have none.
+    native_head: the architecture's own head, with what the weights hold of it; its last layer is each adapter's.
+    native_pooling: the pooling that this head reads.
     max_length: tokens a text may have, special tokens included.
     """
 
@@ -44,6 +49,8 @@ class BaseModel:
     family: Family
     backbone: nn.Module
     pool: nn.Module | None
+    native_head: Head
+    native_pooling: Pooling
     layers: Mapping[str, nn.Linear]
     sites: Mapping[str, Site]
     hidden_size: int
@@ -104,15 +111,6 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     raise BaseModelError(f"`{folder}` has no model.safetensors; save the base model with save_pretrained() first")
-
-
-def length_limit(config: PretrainedConfig) -> int:
-    """Tokens that a text may have, special tokens included.
-
-    A model with sliding attention is used up to its window: so far every token sees the whole text.
-    """
-    limit, window = int(config.max_position_embeddings), getattr(config, "sliding_window", None)
-    return min(limit, int(window)) if window else limit
 
 
 def family_of_folder(folder: Path) -> Family:
@@ -176,6 +174,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **family.model_options,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BaseModelError(f"base model in `{folder}` cannot be loaded: {error}") from error
@@ -191,10 +190,12 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         family=family,
         backbone=backbone,
         pool=pool,
+        native_head=_native_head(folder, family.native_head(config), config.hidden_size, chosen),
+        native_pooling=family.native_pooling(config),
         layers=layers,
         sites=_sites(layers, config),
         hidden_size=config.hidden_size,
-        max_length=length_limit(config),
+        max_length=family.length_limit(config),
         vocabulary_size=config.vocab_size,
         pad_id=config.pad_token_id,
         dtype=kind,
@@ -224,6 +225,18 @@ def _sites(layers: Mapping[str, nn.Linear], config: PretrainedConfig) -> dict[st
     attention = AttentionSite(ATTENTION, width, width, config.num_hidden_layers, num_heads, head_dim)
     linear = {name: Site(name, layer.in_features, layer.out_features) for name, layer in layers.items()}
     return {ATTENTION: attention, **linear}
+
+
+def _native_head(folder: Path, layers: tuple[Layer, ...], hidden_size: int, device: torch.device) -> Head:
+    """Read what a checkpoint of the whole model holds of its own head, which adapters may rely on."""
+    shapes = head_shapes(layers[:-1], hidden_size, hidden_size)  # the last layer is each adapter's own
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, "pt", device=str(device)) as file:
+            for name in shapes.keys() & set(file.keys()):
+                if tuple(file.get_slice(name).get_shape()) == shapes[name]:
+                    tensors[name] = file.get_tensor(name).float()
+    return Head(layers, tensors)
 
 
 def _take_pool(backbone: nn.Module, family: Family, missing: set[str]) -> nn.Module | None:

@@ -15,6 +15,9 @@ from server.jobs import Answer, Job
 from server.store import LoadedAdapter
 
 MOST_COUNTERS = 1024
+FEWEST_TOKENS = 64
+MEMORY = 0.9
+"""Weight of what is known of the device's speed against the batch that has just run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +30,32 @@ class Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
+class BatchBudget:
+    """How many tokens a batch may have: as many as run in a given time, so that nobody waits long for a running one.
+
+    A large batch hardly runs more tokens a second than a middling one, and who comes while it runs waits for its end
+    (docs/log.md). Owned by the engine thread.
+    """
+
+    def __init__(self, most_tokens: int, target_s: float) -> None:
+        self._most_tokens, self._target_s = most_tokens, target_s
+        self._tokens_per_s: float | None = None
+
+    def tokens(self) -> int:
+        """What the next batch may have."""
+        in_time = round((self._tokens_per_s or 0) * self._target_s)
+        return min(self._most_tokens, max(FEWEST_TOKENS, in_time))
+
+    def learn(self, num_tokens: int, compute_s: float) -> None:
+        """A batch has run."""
+        rate = num_tokens / max(compute_s, 1e-6)
+        known = self._tokens_per_s
+        if known is None or rate > known:
+            self._tokens_per_s = rate
+        elif num_tokens >= self.tokens() / 2:  # smaller ones are mostly overhead and say nothing of the device
+            self._tokens_per_s = MEMORY * known + (1 - MEMORY) * rate
+
+
 class WaitingLine:
     """Fair between adapters: the one that was given the fewest tokens so far is served next.
 
@@ -36,9 +65,8 @@ class WaitingLine:
     Any thread puts; only the engine thread takes.
     """
 
-    def __init__(self, max_jobs: int, max_batch_tokens: int) -> None:
+    def __init__(self, max_jobs: int) -> None:
         self._max_jobs = max_jobs
-        self._max_batch_tokens = max_batch_tokens
         self._num_jobs = 0
         self._jobs: dict[str, deque[Waiting]] = {}
         self._counters: dict[str, int] = {}
@@ -82,15 +110,15 @@ class WaitingLine:
             self._jobs[adapter_id].append(waiting)
             self._changed.notify()
 
-    def take(self) -> list[Waiting]:
-        """Wait for work, then take as many jobs as the token budget holds, at least one.
+    def take(self, max_tokens: int) -> list[Waiting]:
+        """Wait for work, then take as many jobs as have max_tokens together, at least one.
 
         Jobs that were cancelled while they waited are dropped, those whose deadline has passed are answered so.
         Returns an empty list once the line is closed and empty.
         """
         with self._changed:
             while True:
-                taken = self._take_now()
+                taken = self._take_now(max_tokens)
                 if taken or (self._closed and self._num_jobs == 0):
                     return taken
                 self._changed.wait()
@@ -111,9 +139,8 @@ class WaitingLine:
             self._num_jobs -= len(waiting)
             return [one for one in waiting if one.future.set_running_or_notify_cancel()]
 
-    def _take_now(self) -> list[Waiting]:
+    def _take_now(self, budget: int) -> list[Waiting]:
         taken: list[Waiting] = []
-        budget = self._max_batch_tokens
         while self._turns:
             counter, _, adapter_id = self._turns[0]
             jobs = self._jobs[adapter_id]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from server import logs
-from server.batching import Waiting, WaitingLine
+from server.batching import BatchBudget, Waiting, WaitingLine
 from server.errors import EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward
 from server.jobs import Answer, EngineHealth, Job
@@ -45,11 +45,13 @@ class ThreadEngine:
         store: Store,
         max_waiting: int = 4096,
         max_batch_tokens: int = 8192,
+        batch_ms: float = 25,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
         self._forward = forward
         self._store = store
-        self._line = WaitingLine(max_waiting, max_batch_tokens)
+        self._line = WaitingLine(max_waiting)
+        self._budget = BatchBudget(max_batch_tokens, batch_ms / 1e3)
         self._on_batch = on_batch
         self._thread = threading.Thread(target=self._run, name="adaptermux-engine", daemon=True)
 
@@ -105,7 +107,7 @@ class ThreadEngine:
 
     def _step(self) -> bool:
         """Take a batch, run it, answer it. Returns False once there is nothing more to do."""
-        taken = self._line.take()
+        taken = self._line.take(self._budget.tokens())
         if not taken:
             return False
         began = time.monotonic()
@@ -118,6 +120,7 @@ class ThreadEngine:
         finally:
             ended = time.monotonic()
             _answer(taken, outcome, began, ended)
+        self._budget.learn(sum(waiting.job.num_tokens for waiting in taken), ended - began)
         self._report(taken, ended - began, isinstance(outcome, ServiceError))
         return True
 

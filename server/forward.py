@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from server import attention, base_model
 from server.attention import Packing
@@ -79,7 +79,7 @@ class Forward:
             self._segments.end()
         logits: list[Tensor] = []
         for start, stop, adapter in join(adapters, range(len(batch) + 1)):
-            scores = nn.functional.linear(pooled[start:stop], adapter.head_weight, adapter.head_bias)
+            scores = adapter.head.logits(pooled[start:stop])
             logits.extend(scores.cpu())  # [texts of this adapter, its labels]
         return logits
 
@@ -101,11 +101,16 @@ class Forward:
 
     def _inputs(self, batch: list[Work]) -> dict[str, Tensor]:
         """What the model takes, [1, tokens] each."""
+        family, pad_id = self._base.family, self._base.pad_id
         inputs = {
             "input_ids": [token for job, _ in batch for token in job.token_ids],
-            "position_ids": [p + adapter.position_offset for job, adapter in batch for p in range(job.num_tokens)],
+            "position_ids": [
+                position
+                for job, adapter in batch
+                for position in family.positions(job.token_ids, pad_id, adapter.position_offset)
+            ],
         }
-        if self._base.family.uses_type_ids:
+        if family.uses_type_ids:
             inputs["token_type_ids"] = [kind for job, _ in batch for kind in job.type_ids]
         return {name: torch.tensor([values], device=self._base.device) for name, values in inputs.items()}
 

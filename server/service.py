@@ -47,6 +47,7 @@ class Service:
             self.store,
             settings.max_waiting,
             settings.max_batch_tokens,
+            settings.batch_ms,
             self._on_batch,
         )
         self.desk = Desk(

@@ -45,7 +45,9 @@ class Settings(BaseModel):
     drain_s: int = Field(30, ge=0)
     """Seconds that requests in flight are given when the server is told to stop."""
     max_batch_tokens: int = Field(8192, ge=1)
-    """Most tokens in one forward pass; a single longer text still runs, alone."""
+    """Most tokens in one forward pass, which bounds its memory; a single longer text still runs, alone."""
+    batch_ms: float = Field(25, gt=0)
+    """Time that a forward pass should take: it is given as many tokens as have run in that time lately."""
     max_waiting: int = Field(4096, ge=1)
     """Most texts that may wait for the engine; beyond it requests are answered 503."""
     adapter_bytes: int = Field(0, ge=0)

@@ -23,6 +23,7 @@ from torch import Tensor
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
+from server.heads import Head
 from server.manifest import Pooling
 from server.methods import Method
 from server.methods.base import widened
@@ -36,16 +37,15 @@ NUM_LOADERS = 2
 class LoadedAdapter:
     """One version of one adapter, ready for the forward pass.
 
-    rows: site name -> the method's row there, views of the file's bytes on the base's device. position_offset:
-    position of a text's first token. head_weight [labels, hidden], head_bias [labels]: float32.
+    rows: site name -> the method's row there, views of the file's bytes on the base's device. position_offset: places
+    that its prefix takes. pooling: what the head reads; `native` only where the base's own pooling is none of ours.
     """
 
     key: str
     method: Method[Any]
     pooling: Pooling
     rows: Mapping[str, object]
-    head_weight: Tensor
-    head_bias: Tensor | None
+    head: Head
     resident_bytes: int
     position_offset: int = 0
     is_half: bool = False
@@ -380,13 +380,14 @@ def place(folder: AdapterFolder, key: str, block: Tensor, base: BaseModel) -> Lo
     by_site: dict[str, dict[str, Tensor]] = {}
     for (site, role), spec in folder.tensors.items():
         by_site.setdefault(site, {})[role] = spec.view(block)
+    head = {name: spec.view(block).float() for name, spec in folder.head.items()}
+    pooling = folder.manifest.pooling
     return LoadedAdapter(
         key=key,
         method=folder.method,
-        pooling=folder.manifest.pooling,
+        pooling=base.native_pooling if pooling == "native" else pooling,
         rows={site: folder.method.bind(folder.config, base.sites[site], roles) for site, roles in by_site.items()},
-        head_weight=folder.head_weight.view(block).float(),
-        head_bias=folder.head_bias.view(block).float() if folder.head_bias is not None else None,
+        head=Head(folder.head_layers, {**base.native_head.tensors, **head}),
         resident_bytes=block.nbytes,
         position_offset=folder.position_offset,
         is_half=any(spec.dtype != "F32" for spec in folder.tensors.values()),

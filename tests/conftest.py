@@ -17,7 +17,7 @@ from server.forward import Forward, load_base
 from server.store import Store
 from tests.seeded import Peer, make_adapter, make_base, peft_configs
 
-MODEL_TYPES = ("bert", "llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,7 +61,7 @@ def peers(
     store = Store(base)
     found = []
     for index, (name, config) in enumerate(peft_configs(model_type).items()):
-        num_labels = (2, 3, 150, 7, 5, 2, 77, 4, 3, 11, 2, 6, 9)[index]
+        num_labels = (2, 3, 150, 7, 5, 2, 77, 4, 3, 11, 2, 6, 9, 2)[index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns about options that these tests choose on purpose
             oracle = make_adapter(root / name, base_folders[model_type], config, num_labels, seed=index)

@@ -27,10 +27,11 @@ from server.errors import (
     PathEscape,
     PickleRefused,
 )
+from server.forward import load_base
 from server.manifest import Manifest
 from server.methods import method_of
 from server.store import Store
-from tests.seeded import make_adapter, make_base
+from tests.seeded import make_adapter, make_base, peft_configs
 from training.peft_head import HeadConfig
 
 WEIGHTS, CONFIG = adapter_folder.WEIGHTS_FILE, adapter_folder.CONFIG_FILE
@@ -40,7 +41,9 @@ def add_manifest(folder: Path, base: BaseModel, **changes: Any) -> None:
     """Turn a PEFT folder into one of ours."""
     config = json.loads((folder / CONFIG).read_text())
     tensors = load_file(folder / WEIGHTS)
-    head = next(tensor for key, tensor in tensors.items() if key.endswith(f".{base.family.head}.weight"))
+    native = changes.get("pooling", "native") == "native"
+    last = (base.native_head.layers if native else base.family.linear_head())[-1]
+    head = next(tensor for key, tensor in tensors.items() if key.endswith(f".{last.name}.weight"))
     facts: dict[str, Any] = {
         "method": method_of(config["peft_type"]).name,
         "labels": tuple(f"label{index}" for index in range(len(head))),
@@ -81,8 +84,9 @@ def edit_weights(root: Path, change: Callable[[dict[str, torch.Tensor]], object]
 
 
 def refused(root: Path, base: BaseModel, kind: type[AdapterRefused], *words: str) -> None:
+    """By what the folder says, or at the latest when its weights are read."""
     with pytest.raises(kind) as caught:
-        adapter_folder.read(root, "good", base)
+        Store(base).load(adapter_folder.read(root, "good", base))
     for word in words:
         assert word in str(caught.value)
 
@@ -119,7 +123,7 @@ def test_resident_bytes_stay_within_a_tenth_of_the_file(root: Path, bert_base: B
 def test_half_precision_files_are_read(root: Path, bert_base: BaseModel, dtype: torch.dtype) -> None:
     edit_weights(root, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
     loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
-    assert loaded.head_weight.dtype == torch.float32
+    assert {tensor.dtype for tensor in loaded.head.tensors.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
@@ -407,9 +411,71 @@ def test_native_pooling_needs_the_base_to_have_it(root: Path, bert_base: BaseMod
     shutil.copytree(bert_base.folder, bare)
     tensors = load_file(bare / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "pooler" not in k}, bare / "model.safetensors", {"format": "pt"})
-    from server.forward import load_base
-
     refused(root, load_base(str(bare), "cpu", "float32"), AdapterMismatch, "pooling")
+
+
+def native(tmp_path: Path, base_folder: Path, pooling: str = "native", **changes: Any) -> Path:
+    model_type = base_folder.name.removeprefix("tiny-")
+    config = replace(peft_configs(model_type)["lora-qv"], **changes)
+    make_adapter(tmp_path / "root" / "good", base_folder, config, 3, seed=0, pooling=pooling)
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "first", "modules"),
+    [
+        ("roberta", "classifier.dense", "['classifier']"),
+        ("distilbert", "pre_classifier", "['pre_classifier', 'classifier']"),
+        ("modernbert", "head.norm", "['head', 'classifier']"),
+    ],
+)
+def test_a_native_head_without_its_first_layer_is_refused(
+    model_type: str, first: str, modules: str, base_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """It began at random where the adapter was trained, and is lost."""
+    base, root = load_base(str(base_folders[model_type]), "cpu", "float32"), native(tmp_path, base_folders[model_type])
+    assert len(adapter_folder.read(root, "good", base).head) == 4
+    edit_weights(root, lambda t: t.pop(f"base_model.model.{first}.weight"))
+    refused(root, base, AdapterDamaged, f"`{first}.weight`", f"modules_to_save={modules}")
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "modernbert"])
+def test_a_head_that_disagrees_with_the_pooling_is_refused(
+    model_type: str, base_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(str(base_folders[model_type]), "cpu", "float32")
+    two_layers, one_layer = native(tmp_path / "two", base.folder), native(tmp_path / "one", base.folder, "mean")
+    add_manifest(two_layers / "good", base)
+    add_manifest(one_layer / "good", base, pooling="mean")
+    assert len(adapter_folder.read(two_layers, "good", base).head_layers) == 2
+    assert len(adapter_folder.read(one_layer, "good", base).head_layers) == 1
+    for root, pooling in ((two_layers, "mean"), (one_layer, "native")):
+        path = root / "good" / "adapter.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pooling": pooling}))
+        refused(root, base, AdapterDamaged, f"{pooling} pooling", "classifier")
+    (one_layer / "good" / "adapter.json").unlink()
+    refused(one_layer, base, AdapterDamaged, "native pooling")
+
+
+def test_a_head_of_another_width_is_refused(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    base, root = load_base(str(base_folders["roberta"]), "cpu", "float32"), native(tmp_path, base_folders["roberta"])
+    edit_weights(root, lambda t: t.update({"base_model.model.classifier.dense.weight": torch.zeros(47, 48)}))
+    refused(root, base, AdapterMismatch, "classifier.dense.weight", "[47, 48]", "[48, 48]")
+
+
+def test_an_adapter_of_a_heads_own_layer_is_refused(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    """peft's `all-linear` takes in the first layer of this head unless it is saved whole."""
+    root = native(tmp_path, base_folders["modernbert"], target_modules="all-linear", modules_to_save=None)
+    refused(root, load_base(str(base_folders["modernbert"]), "cpu", "float32"), AdapterRefused, "head.dense")
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "modernbert"])
+def test_a_method_that_the_architecture_cannot_run_is_refused(
+    model_type: str, base_folders: dict[str, Path], root: Path
+) -> None:
+    base = load_base(str(base_folders[model_type]), "cpu", "float32")
+    (root / "good" / CONFIG).write_text(json.dumps({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}))
+    refused(root, base, MethodUnsupported, "prefix", model_type)
 
 
 def test_hidden_folders_and_files_are_not_scanned(root: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from server import base_model
 from server.errors import BaseModelError, UnknownFamily
 from server.forward import load_base
-from tests.seeded import make_base
+from tests.seeded import MAX_LENGTH, make_base
 
 
 def test_the_fingerprint_of_one_file_is_its_sha256(base_folders: dict[str, Path]) -> None:
@@ -33,6 +33,18 @@ def test_a_sharded_model_is_fingerprinted_over_its_files_in_name_order(tmp_path:
 def test_a_model_with_sliding_attention_is_used_up_to_its_window(tmp_path: Path) -> None:
     folder = make_base(tmp_path / "tiny", "mistral", sliding_window=64)
     assert load_base(str(folder), "cpu", "float32").max_length == 64
+
+
+def test_an_encoder_with_sliding_attention_reads_beyond_its_window(base_folders: dict[str, Path]) -> None:
+    config = json.loads((base_folders["modernbert"] / "config.json").read_text())
+    assert config["local_attention"] == 32
+    assert load_base(str(base_folders["modernbert"]), "cpu", "float32").max_length == MAX_LENGTH
+
+
+def test_positions_that_begin_behind_the_padding_token_are_not_counted_as_length(base_folders: dict[str, Path]) -> None:
+    config = json.loads((base_folders["roberta"] / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["pad_token_id"]) == (514, 1)
+    assert load_base(str(base_folders["roberta"]), "cpu", "float32").max_length == 512
 
 
 def test_dtype_and_device_are_as_asked(base_folders: dict[str, Path]) -> None:

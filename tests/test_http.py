@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -310,6 +311,39 @@ def test_a_failing_forward_pass_is_500_and_the_next_request_is_answered(
     assert post(client, adapter_id="film-reviews", inputs="word1")[0] == 200
     assert client.get("/health/live").status_code == 200
     assert "no memory" in capsys.readouterr().err
+
+
+def test_a_request_whose_time_is_up_is_504_and_its_texts_are_dropped(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"adapter_id": "film-reviews", "inputs": ["word1", "word2"]}
+    entered, leave = threading.Event(), threading.Event()
+    embeddings: Any = service.base.backbone.embeddings
+    embed = embeddings.forward
+
+    def slow(**inputs: Any) -> Any:
+        entered.set()
+        assert leave.wait(10)
+        return embed(**inputs)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(embeddings, "forward", slow)
+        busy = pool.submit(client.post, "/v1/classify", json=body)
+        assert entered.wait(10)
+        response = client.post("/v1/classify", json=body, headers={"X-Request-Timeout-Ms": "20"})
+        assert response.status_code == 504
+        assert response.json()["code"] == "deadline_exceeded"
+        leave.set()
+        assert busy.result(10).status_code == 200
+    assert client.post("/v1/classify", json=body, headers={"X-Request-Timeout-Ms": "60000"}).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "600001"])
+def test_a_timeout_that_is_no_fit_number_is_422(client: TestClient, value: str) -> None:
+    body = {"adapter_id": "film-reviews", "inputs": "word1"}
+    response = client.post("/v1/classify", json=body, headers={"X-Request-Timeout-Ms": value})
+    assert response.status_code == 422
+    assert "X-Request-Timeout-Ms" in response.json()["errors"][0]["field"]
 
 
 def test_many_clients_get_the_answers_of_their_own_adapters(client: TestClient) -> None:

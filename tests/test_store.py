@@ -190,7 +190,7 @@ def test_the_memory_of_an_evicted_adapter_is_given_back(bert_base: BaseModel, fo
     store = make(bert_base, folders, 1)
     future = ask(store, folders[0])
     adapter = future.result(WAIT_S)
-    block = weakref.ref(adapter.head_weight)
+    block = weakref.ref(next(iter(adapter.rows.values())).down)  # type: ignore[attr-defined]
     store.release(adapter.key)
     del adapter, future
     use(store, folders[1])

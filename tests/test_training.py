@@ -19,14 +19,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from server import adapter_folder
 from server.activation import activate
+from server.families import family_of
 from server.forward import Forward, load_base
 from server.jobs import Job
 from server.manifest import Manifest, Pooling, ProblemType
 from server.methods import methods
 from server.store import Store
 from server.tokenizer import Tokenizer
+from tests.conftest import MODEL_TYPES
+from tests.seeded import NAMES
 from training import command
+from training.data import load, targets
 from training.model import PooledClassifier
+from training.recipe import Recipe
+from training.run import _make_model, _make_optimizer
+from training.texts import Texts
 
 TOPICS = {"animals": range(40), "boats": range(40, 80), "cheese": range(80, 120)}
 
@@ -63,11 +70,34 @@ def run(*arguments: object) -> int:
     return command.main(["run", *map(str, arguments), "--quiet"])
 
 
-@pytest.mark.parametrize("method", list(methods()))
+TRAINED = [model_type for model_type in MODEL_TYPES if model_type != "xlm-roberta"]  # which is a roberta
+
+
+def can_run(method: str, model_type: str) -> bool:
+    return NAMES[model_type].takes_prefix or not methods()[method].at_attention
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method", "pooling"),
+    [
+        *((model_type, method, None) for model_type in TRAINED for method in methods() if can_run(method, model_type)),
+        *((model_type, "lora", "native") for model_type in ("bert", "roberta", "distilbert", "modernbert", "llama")),
+        ("roberta", "prefix", "native"),
+    ],
+)
 def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
-    method: str, model_type: str, base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+    method: str,
+    model_type: str,
+    pooling: str | None,
+    base_folders: dict[str, Path],
+    corpus: Path,
+    recipe: Path,
+    tmp_path: Path,
 ) -> None:
     folder, base_folder = tmp_path / "topics", base_folders[model_type]
+    if pooling is not None:
+        recipe = tmp_path / "native.toml"
+        recipe.write_text(f'epochs = 1\nmax_length = 32\nprecision = "float32"\npooling = "{pooling}"\n')
     assert run("--data", corpus, "--method", method, "--base", base_folder, "--output", folder, "--recipe", recipe) == 0
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
@@ -79,7 +109,7 @@ def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
     read = adapter_folder.read(tmp_path, "topics", base)
     assert read.warnings == ()
     assert read.manifest.labels == ("animals", "boats", "cheese")
-    assert read.manifest.pooling == base.family.default_pooling
+    assert read.manifest.pooling == (pooling or base.family.default_pooling)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of merging biases into layers that have none
@@ -95,6 +125,33 @@ def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
         for one, answer in zip(encoded, answers, strict=True):
             expected = oracle(input_ids=torch.tensor([one.token_ids])).logits[0]
             torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "modernbert"])
+def test_a_method_that_the_architecture_cannot_run_is_refused(
+    model_type: str, base_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", corpus, "--method", "prefix", "--base", base_folders[model_type])
+    assert run("--output", tmp_path / "out", *arguments) == 2
+    assert re.search(f"prefix.*{model_type}", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "num_tensors"), [("bert", 2), ("roberta", 4), ("distilbert", 4), ("modernbert", 4)]
+)
+def test_all_of_a_native_head_has_the_heads_learning_rate(
+    model_type: str, num_tensors: int, base_folders: dict[str, Path], corpus: Path
+) -> None:
+    plan = Recipe(pooling="native").settle(methods()["lora"], family_of(model_type), 100, 64)
+    splits = load(str(corpus), None, 0)
+    texts = Texts(
+        splits.test, targets(splits.test, splits.labels, splits.problem_type), Tokenizer(base_folders[model_type]), 64
+    )
+    model = _make_model(base_folders[model_type], plan, methods()["lora"], family_of(model_type), splits, texts)
+    adapter, head = _make_optimizer(model, plan).param_groups
+    assert (head["lr"], len(head["params"])) == (plan.head_learning_rate, num_tensors)
+    assert adapter["params"]
 
 
 def trained(folder: Path, *arguments: object) -> Manifest:

@@ -52,7 +52,7 @@ class PooledClassifier(PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        setattr(self, self.family.prefix, AutoModel.from_config(config))
+        setattr(self, self.family.prefix, AutoModel.from_config(config, **self.family.model_options))
         self.dropout = nn.Dropout(0.1)
         # a single logit, such as a number, has a mean, which a head cannot hold without a bias
         has_bias = self.family.head_has_bias or config.num_labels == 1
@@ -79,7 +79,8 @@ class PooledClassifier(PreTrainedModel):
             prefix = past_key_values.get_seq_length() if past_key_values is not None else 0
             attention_mask = input_ids.new_ones(len(input_ids), prefix + input_ids.shape[1])
         if past_key_values is not None and input_ids is not None:
-            inputs["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            positions = [self.family.positions(ids, self.config.pad_token_id) for ids in input_ids.tolist()]
+            inputs["position_ids"] = torch.tensor(positions, device=input_ids.device)
             inputs["past_key_values"] = past_key_values
         output = backbone(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **inputs)
         pooled = _pool(output.last_hidden_state, attention_mask, self.pooling)  # [texts, hidden]

@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 from server import __version__, base_model
 from server.errors import RecipeError, TrainingFailed
 from server.families import Family
+from server.heads import head_modules
 from server.manifest import Manifest, Metric, ProblemType, TrainingFacts
 from server.methods import Method, method_named
 from server.tokenizer import Tokenizer
@@ -95,8 +96,9 @@ def train(run: Run) -> Outcome | None:
     folder = base_model.locate(run.base)
     fingerprint = base_model.fingerprint(folder)
     family = base_model.family_of_folder(folder)
+    method.check_family(family)
     splits = load(run.data, run.train_rows, run.seed, run.columns, run.problem_type)
-    limit = base_model.length_limit(AutoConfig.from_pretrained(folder))
+    limit = family.length_limit(AutoConfig.from_pretrained(folder))
     plan = run.recipe.settle(method, family, len(splits.train), limit)
     if run.work is not None:
         _claim(run.work, method, plan, splits, run.seed, fingerprint)
@@ -193,9 +195,14 @@ def _make_model(
         base.config.pad_token_id = next(i for i in range(base.config.vocab_size) if i not in used)
     if method.peft_module is not None:
         importlib.import_module(method.peft_module)
+    config = method.peft_config(family, plan.options)
+    if plan.pooling == "native":
+        # peft saves the module that holds the last layer by itself, others only if they are named
+        others = [name for name in head_modules(family.native_head(base.config)) if name != family.head]
+        config.modules_to_save = others or None  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of merging adapters into the base, which is not done here
-        return get_peft_model(base, method.peft_config(family, plan.options))
+        return get_peft_model(base, config)
 
 
 def _make_trainer(
@@ -240,7 +247,7 @@ def _make_trainer(
         compute_metrics=lambda result: evaluation.watch(
             problem_type, np.asarray(result.label_ids), np.asarray(result.predictions, dtype=np.float64)
         ),
-        optimizers=(_make_optimizer(model, plan, family), None),
+        optimizers=(_make_optimizer(model, plan), None),
     )
     # our loss is a mean already; otherwise it is multiplied by the number of processes, and clipped so
     trainer.model_accepts_loss_kwargs = False
@@ -251,10 +258,10 @@ def _make_trainer(
     return trainer
 
 
-def _make_optimizer(model: PeftModel, plan: Plan, family: Family) -> torch.optim.Optimizer:
+def _make_optimizer(model: PeftModel, plan: Plan) -> torch.optim.Optimizer:
     """AdamW with the head in a group of its own: it begins at random and needs a rate of its own."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    is_head = f".{family.head}."
+    is_head = ".modules_to_save."  # what peft calls layers that are trained whole
     groups: list[dict[str, Any]] = [
         {
             "params": [parameter for name, parameter in named if is_head not in name],

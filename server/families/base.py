@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from server.heads import Layer
 from server.manifest import Pooling
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class PostNormLayer(NamedTuple):
@@ -39,10 +43,14 @@ class Family(ABC):
     prefix: ClassVar[str]
     """Attribute of the classification model that holds the backbone."""
     head: ClassVar[str]
-    """Attribute of the classification model that holds the head."""
+    """Attribute of the classification model that holds the head's last layer, or all of it."""
     head_has_bias: ClassVar[bool]
     default_pooling: ClassVar[Pooling]
     uses_type_ids: ClassVar[bool]
+    takes_prefix: ClassVar[bool] = True
+    """Whether the library's attention takes keys and values that precede a text's own."""
+    model_options: ClassVar[Mapping[str, object]] = {}
+    """What `AutoModel` is told beside the configuration."""
     token_sites: ClassVar[re.Pattern[str]]
     """Linear layers of the backbone that see every token."""
     pool: ClassVar[str | None] = None
@@ -60,10 +68,30 @@ class Family(ABC):
     post_norm_layer: ClassVar[PostNormLayer | None] = None
     """Set where `server.packed_encoder` can run the layers; otherwise the library's own model code does."""
 
-    @abstractmethod
+    def linear_head(self) -> tuple[Layer, ...]:
+        """The head behind a pooling of ours, as `training.model.PooledClassifier` has it."""
+        return (Layer(self.head, self.head_has_bias),)
+
+    def native_head(self, config: PretrainedConfig) -> tuple[Layer, ...]:
+        """The layers of the architecture's own head, first to last, behind its own pooling."""
+        return self.linear_head()
+
+    def native_pooling(self, config: PretrainedConfig) -> Pooling:
+        """Which pooling of ours the architecture's own head reads; `native` leaves it to the two methods below."""
+        return "native"
+
     def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
         """Which token of a text the architecture's own head reads."""
+        return 0
 
-    @abstractmethod
     def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
-        """What the architecture's own head makes of those tokens' hidden states; [texts, hidden] to the same."""
+        """What the architecture's own pooling makes of those tokens' hidden states; [texts, hidden] to the same."""
+        return hidden
+
+    def positions(self, token_ids: Sequence[int], pad_id: int | None, offset: int = 0) -> list[int]:
+        """The position of every token of a text; offset: places that a prefix takes in front of it."""
+        return list(range(offset, offset + len(token_ids)))
+
+    def length_limit(self, config: PretrainedConfig) -> int:
+        """Tokens that a text may have, special tokens included."""
+        return int(config.max_position_embeddings)

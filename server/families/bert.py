@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -41,9 +40,6 @@ class Bert(Family):
         down="encoder.layer.{}.output.dense",
         output_norm="encoder.layer.{}.output.LayerNorm",
     )
-
-    def native_position(self, token_ids: Sequence[int], pad_id: int | None) -> int:
-        return 0
 
     def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
         assert pool is not None, "a BERT without pooler weights was let through; this is a bug"

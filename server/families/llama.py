@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from server.families.base import Family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Llama(Family):
@@ -31,8 +33,10 @@ class Llama(Family):
         """The last token that is not padding, even where a text itself ends in the padding token."""
         return next((i for i in reversed(range(len(token_ids))) if token_ids[i] != pad_id), 0)
 
-    def native_pool(self, hidden: Tensor, pool: nn.Module | None) -> Tensor:
-        return hidden
+    def length_limit(self, config: PretrainedConfig) -> int:
+        """A model with sliding attention is used up to its window: so far every token sees the whole text."""
+        limit, window = super().length_limit(config), getattr(config, "sliding_window", None)
+        return min(limit, int(window)) if window else limit
 
 
 FAMILY = Llama()

@@ -107,6 +107,14 @@ class Method(ABC, Generic[Row]):
                 continue
             raise MethodUnsupported(f"`{name}: {value!r}` in adapter_config.json is not supported for {self.name}")
 
+    def check_family(self, family: Family) -> None:
+        """Refuse an architecture that cannot run this method. Raises MethodUnsupported."""
+        if self.at_attention and not family.takes_prefix:
+            raise MethodUnsupported(
+                f"method {self.name} puts keys and values in front of a text's own, which the library's {family.name} "
+                "does not take; take another method or another base"
+            )
+
     @abstractmethod
     def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the tensor `role` must have at a site, given the shape it is stored in."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor
-from torch.nn.functional import gelu, linear, relu, silu
+from torch import Tensor, relu_
+from torch.nn.functional import gelu, linear, silu
 
 from server.errors import AdapterDamaged, MethodUnsupported
-from server.methods.base import MAX_RANK, Method, Segment, Site
+from server.methods.base import MAX_RANK, Method, Segment, Site, add_product
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DOWN_WEIGHT, DOWN_BIAS = "bottleneck_down.weight", "bottleneck_down.bias"
 UP_WEIGHT, UP_BIAS = "bottleneck_up.weight", "bottleneck_up.bias"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "silu": silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu_, "gelu": gelu, "silu": silu}
 MAX_SCALING = 1e6
 
 
@@ -78,8 +78,10 @@ class Bottleneck(Method[BottleneckRow]):
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BottleneckRow]]) -> None:
         for start, stop, row in segments:
-            low = row.activation(linear(y[start:stop].to(row.down.dtype), row.down, row.down_bias))  # [tokens, size]
-            y[start:stop].add_(linear(low, row.up, row.up_bias), alpha=row.scale)  # [tokens, d]
+            part = y[start:stop]
+            low = row.activation(linear(part.to(row.down.dtype), row.down, row.down_bias))  # [tokens, size]
+            add_product(part, low, row.up.mT, row.scale)  # [tokens, d]
+            part.add_(row.up_bias, alpha=row.scale)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
