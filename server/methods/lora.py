@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
@@ -24,7 +25,7 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LoraRow(NamedTuple):
-    """down [rank, d_in], up [d_out, rank]; scale is alpha / rank."""
+    """down [d_in, rank], up [rank, d_out]: transposed views of what is stored; scale is alpha / rank."""
 
     down: Tensor
     up: Tensor
@@ -72,12 +73,12 @@ class Lora(Method[LoraRow]):
         rank = self._rank(config, site.name)
         alpha = self._number(config, "alpha_pattern", "lora_alpha", 8, site.name)
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        return LoraRow(tensors[DOWN], tensors[UP], scale)
+        return LoraRow(tensors[DOWN].mT, tensors[UP].mT, scale)
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LoraRow]]) -> None:
         for start, stop, (down, up, scale) in segments:
-            low = x[start:stop].to(down.dtype) @ down.mT  # [tokens, rank]
-            add_product(y[start:stop], low, up.mT, scale)  # [tokens, d_out]
+            low = torch.mm(x[start:stop].to(down.dtype), down)  # [tokens, rank]
+            add_product(y[start:stop], low, up, scale)  # [tokens, d_out]
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig
