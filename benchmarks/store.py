@@ -64,7 +64,7 @@ def _cycles(folders: Sequence[AdapterFolder], base: BaseModel) -> dict[str, floa
 
 
 def _use(store: Store, folder: AdapterFolder) -> None:
-    store.release(store.acquire(folder.adapter_id, folder.version).result().key)
+    store.release(store.acquire(folder.adapter_id, folder.version).result())
 
 
 def _timed(action: Callable[[], object]) -> float:

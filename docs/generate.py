@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from server import errors
-from server.metrics import Metrics
+from server.metrics import Metrics, StoreCollector
 from server.settings import ENVIRONMENT_PREFIX, Settings, flag_of
 
 DOCS = Path(__file__).parent
@@ -59,6 +59,10 @@ def metric_rows() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             [described] = collector.describe()
             suffix = "_total" if described.type == "counter" else ""
             yield described.name + suffix, described.type, tuple(collector._labelnames), described.documentation
+        elif isinstance(collector, StoreCollector):
+            for family in collector.collect():
+                suffix = "_total" if family.type == "counter" else ""
+                yield family.name + suffix, family.type, (), family.documentation
 
 
 def errors_table() -> str:

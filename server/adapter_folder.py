@@ -89,8 +89,9 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         digest = sha256_of(weights.path)
         manifest, warnings = _foreign_manifest(digest, config, method, base, num_labels, prefix)
     position_offset = prefix if manifest.positions == "shifted" else 0
-    if manifest.max_length + position_offset > base.max_length:
-        limit = base.max_length - position_offset
+    # in a model with a window the prefix takes places of it, whatever the positions
+    limit = base.max_length - (prefix if base.has_window else position_offset)
+    if manifest.max_length > limit:
         raise AdapterMismatch(f"`max_length` is {manifest.max_length}; base `{base.name}` takes {limit} tokens")
     if manifest.pooling == "native" and not base.has_native_pool:
         raise AdapterMismatch(
@@ -179,7 +180,7 @@ def _sort_keys(
         if method.at_attention:
             name = name.removeprefix(SHORT_KEY_PREFIX)
         role = next((role for role in method.roles if name.endswith(f".{role}")), None)
-        if name in head_names:
+        if name in head_names and name not in head:
             head[name] = key
         elif method.at_attention and key in method.roles:
             keys[ATTENTION, key] = key
@@ -187,7 +188,7 @@ def _sort_keys(
             keys[name.removesuffix(f".{role}"), role] = key
         else:
             raise AdapterDamaged(
-                f"tensor `{key}` is no part of a {method.name} adapter whose head, for {pooling} pooling, has "
+                f"tensor `{key:.200}` is no part of a {method.name} adapter whose head, for {pooling} pooling, has "
                 f"{', '.join(f'`{layer.name}`' for layer in layers)}"
             )
     return keys, head

@@ -21,7 +21,7 @@ class Run(NamedTuple):
     """Neighbouring texts with equally many tokens, read rows and prefix rows.
 
     start, row_start: where the first of them lies on the token axis and on the axis of read rows.
-    prefix: keys and values [layers, texts, heads, prefix, head_dim].
+    prefixes: one a text, or none at all.
     """
 
     start: int
@@ -29,7 +29,7 @@ class Run(NamedTuple):
     num_texts: int
     length: int
     num_rows: int
-    prefix: KeysValues | None
+    prefixes: tuple[KeysValues, ...]
 
 
 class Packing:
@@ -76,9 +76,9 @@ class Packing:
         runs = []
         for (length, num_rows, _), group in groupby(range(len(self._lengths)), key=kind):
             texts = list(group)
-            prefix = _stack([self._prefixes[text] for text in texts])
+            prefixes = tuple(prefix for text in texts if (prefix := self._prefixes[text]) is not None)
             first = texts[0]
-            runs.append(Run(self.starts[first], self.read_starts[first], len(texts), length, num_rows, prefix))
+            runs.append(Run(self.starts[first], self.read_starts[first], len(texts), length, num_rows, prefixes))
         return tuple(runs)
 
     def mask(self, run: Run, is_causal: bool, window: int | None) -> Tensor | None:
@@ -86,7 +86,7 @@ class Packing:
 
         A causal query sees the whole prefix; window: how far a token may look, both ways.
         """
-        prefix = run.prefix.keys.shape[3] if run.prefix is not None else 0
+        prefix = run.prefixes[0].keys.shape[2] if run.prefixes else 0
         key = (run.length, prefix, is_causal, window)
         if key not in self._masks:
             position = torch.arange(run.length, device=self._device)
@@ -129,9 +129,10 @@ def attend(
         q = _heads_first(queries, start, run.num_texts, num_queries, heads.num_queries)
         k = _heads_first(keys, run.start, run.num_texts, run.length, heads.num_keys)
         v = _heads_first(values, run.start, run.num_texts, run.length, heads.num_keys)
-        if run.prefix is not None:
-            k = torch.cat((run.prefix.keys[layer].to(k.dtype), k), 2)  # [texts, heads, prefix + tokens, head_dim]
-            v = torch.cat((run.prefix.values[layer].to(v.dtype), v), 2)
+        if run.prefixes:
+            k = torch.cat((_stack([p.keys[layer] for p in run.prefixes], k), k), 2)
+            v = torch.cat((_stack([p.values[layer] for p in run.prefixes], v), v), 2)
+            # [texts, heads, prefix + tokens, head_dim]
         mask = packing.mask(run, is_causal, window) if is_causal or window is not None else None
         context = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scale, enable_gqa=heads.num_keys != heads.num_queries
@@ -174,12 +175,11 @@ def packed_attention(
     return context.view(1, -1, heads.num_queries, heads.head_dim), None
 
 
-def _stack(prefixes: Sequence[KeysValues | None]) -> KeysValues | None:
-    """Prefixes of one length, all or none of them there."""
-    found = [prefix for prefix in prefixes if prefix is not None]
-    if not found:
-        return None
-    return KeysValues(torch.stack([p.keys for p in found], 1), torch.stack([p.values for p in found], 1))
+def _stack(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Prefixes of one length, [heads, prefix, head_dim] each, as [texts, heads, prefix, head_dim]."""
+    same = all(part.data_ptr() == parts[0].data_ptr() for part in parts)
+    stacked = parts[0].expand(len(parts), -1, -1, -1) if same else torch.stack(list(parts))
+    return stacked.to(like.dtype)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from server.errors import BaseModelError
 from server.families import Family, family_of
+from server.families.base import PostNormLayer
 from server.heads import Head, Layer, head_shapes
 from server.manifest import Pooling
 from server.methods.base import ATTENTION, AttentionSite, Site
@@ -40,8 +41,9 @@ class BaseModel:
     pool: the architecture's own pooling module, or None where the weights have none.
     native_head: the architecture's own head, with what the weights hold of it; its last layer is each adapter's.
     native_pooling: the pooling that this head reads.
-    max_length: tokens a text may have, special tokens included. dtype: of the matrix products; on the CPU, where
-    `server.packed_encoder` runs the layers, everything else is float32.
+    max_length: tokens a text may have, special tokens included; a prefix takes some of them if the base `has_window`.
+    post_norm_layer: set where `server.packed_encoder` can run the layers. dtype: of the matrix products; on the CPU
+    such a base has everything else in float32.
     """
 
     name: str
@@ -54,8 +56,11 @@ class BaseModel:
     native_pooling: Pooling
     layers: Mapping[str, nn.Linear]
     sites: Mapping[str, Site]
+    post_norm_layer: PostNormLayer | None
+    uses_type_ids: bool
     hidden_size: int
     max_length: int
+    has_window: bool
     vocabulary_size: int
     pad_id: int | None
     dtype: torch.dtype
@@ -156,7 +161,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
 
     attention: the name of an attention function registered with transformers.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -167,9 +172,12 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
     kind = choose_dtype(dtype, chosen)
     weight_files(folder)
     try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        post_norm_layer = None if getattr(config, "is_decoder", False) else family.post_norm_layer
         backbone, info = AutoModel.from_pretrained(
             folder,
-            dtype=torch.float32 if chosen.type == "cpu" and family.post_norm_layer is not None else kind,
+            config=config,
+            dtype=torch.float32 if chosen.type == "cpu" and post_norm_layer is not None else kind,
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
@@ -183,7 +191,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
     layers = _linear_sites(backbone, pool, family)
     for module in filter(None, (backbone, pool)):
         module.eval().requires_grad_(False).to(chosen)
-    config, digest = backbone.config, fingerprint(folder)
+    digest = fingerprint(folder)
     return BaseModel(
         name=name_of(spec, digest),
         folder=folder,
@@ -195,8 +203,11 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         native_pooling=family.native_pooling(config),
         layers=layers,
         sites=_sites(layers, config),
+        post_norm_layer=post_norm_layer,
+        uses_type_ids=family.takes_type_ids(config),
         hidden_size=config.hidden_size,
         max_length=family.length_limit(config),
+        has_window=family.has_window(config),
         vocabulary_size=config.vocab_size,
         pad_id=config.pad_token_id,
         dtype=kind,

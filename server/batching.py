@@ -29,6 +29,11 @@ class Waiting:
     future: Future[Answer] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def num_tokens(self) -> int:
+        """What the job costs: its own tokens and those that its adapter puts in front of them."""
+        return self.job.num_tokens + self.adapter.num_virtual_tokens
+
 
 class BatchBudget:
     """How many tokens a batch may have: as many as run in a given time, so that nobody waits long for a running one.
@@ -52,7 +57,8 @@ class BatchBudget:
         known = self._tokens_per_s
         if known is None or rate > known:
             self._tokens_per_s = rate
-        elif num_tokens >= self.tokens() / 2:  # smaller ones are mostly overhead and say nothing of the device
+        elif num_tokens >= self.tokens() / 2 or compute_s > self._target_s:
+            # smaller ones that are in time are mostly overhead and say nothing of the device
             self._tokens_per_s = MEMORY * known + (1 - MEMORY) * rate
 
 
@@ -144,7 +150,7 @@ class WaitingLine:
         while self._turns:
             counter, _, adapter_id = self._turns[0]
             jobs = self._jobs[adapter_id]
-            if taken and jobs[0].job.num_tokens > budget:
+            if taken and jobs[0].num_tokens > budget:
                 break
             heappop(self._turns)
             waiting = jobs.popleft()
@@ -152,8 +158,8 @@ class WaitingLine:
             self._lowest = counter
             if waiting.future.set_running_or_notify_cancel() and not _is_late(waiting):
                 taken.append(waiting)
-                budget -= waiting.job.num_tokens
-                self._counters[adapter_id] = counter + waiting.job.num_tokens
+                budget -= waiting.num_tokens
+                self._counters[adapter_id] = counter + waiting.num_tokens
             if jobs:
                 heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
             else:

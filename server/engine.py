@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server import logs
 from server.batching import BatchBudget, Waiting, WaitingLine
-from server.errors import EngineStopped, ForwardFailed, ServiceError
+from server.errors import AdapterFailed, AdapterRefused, EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward
 from server.jobs import Answer, EngineHealth, Job
 from server.store import LoadedAdapter, Store
@@ -66,15 +66,16 @@ class ThreadEngine:
         except BaseException:
             self._line.leave()
             raise
+        answer.add_done_callback(lambda _: loading.cancel())  # nobody waits for the adapter any more
         loading.add_done_callback(lambda loaded: self._admit(job, answer, since, loaded))
         return answer
 
     def _admit(self, job: Job, answer: Future[Answer], since: float, loaded: Future[LoadedAdapter]) -> None:
         """Queue a job once its adapter is in memory. The adapter is released when the job is answered or cancelled."""
-        error = loaded.exception()
-        if error is None:
+        error = None if loaded.cancelled() else loaded.exception()
+        if not loaded.cancelled() and error is None:
             adapter = loaded.result()
-            answer.add_done_callback(lambda _: self._store.release(adapter.key))
+            answer.add_done_callback(lambda _: self._store.release(adapter))
             try:
                 self._line.put(Waiting(job, adapter, answer, since))
                 return
@@ -82,7 +83,9 @@ class ThreadEngine:
                 error = stopped
         self._line.leave()
         if answer.set_running_or_notify_cancel():
-            answer.set_exception(error)
+            if isinstance(error, AdapterRefused):
+                error = AdapterFailed(f"adapter `{job.adapter_id}` was refused when it was loaded: {error}")
+            answer.set_exception(error or EngineStopped("the adapter was given up"))
 
     def health(self) -> EngineHealth:
         return EngineHealth(self._thread.is_alive(), len(self._line))
@@ -120,8 +123,10 @@ class ThreadEngine:
         finally:
             ended = time.monotonic()
             _answer(taken, outcome, began, ended)
-        self._budget.learn(sum(waiting.job.num_tokens for waiting in taken), ended - began)
-        self._report(taken, ended - began, isinstance(outcome, ServiceError))
+        failed = isinstance(outcome, ServiceError)
+        if not failed:
+            self._budget.learn(sum(waiting.num_tokens for waiting in taken), ended - began)
+        self._report(taken, ended - began, failed)
         return True
 
     def _report(self, taken: list[Waiting], compute_s: float, failed: bool) -> None:

@@ -1,7 +1,7 @@
 """One pass of the frozen base over a batch in which every text may use another adapter and method.
 
-All texts lie behind one another on one token axis, sorted by method and adapter, so that each method
-sees one contiguous slice and each adapter one segment of it (`server.segments`).
+All texts lie behind one another on one token axis, each adapter's together, so that an adapter sees one segment of it
+(`server.segments`), and texts of one length together wherever that allows (`server.attention`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Forward:
         return answers
 
     def _make_encoder(self, name: EncoderName, keeps_weights: bool) -> Encoder:
-        names = self._base.family.post_norm_layer
+        names = self._base.post_norm_layer
         if name == "library" or names is None:
             return LibraryEncoder(self._base, self._segments)
         pooled = {site: layer for site, layer in self._base.layers.items() if self._base.is_pool_site(site)}
@@ -110,7 +110,7 @@ class Forward:
                 for position in family.positions(job.token_ids, pad_id, adapter.position_offset)
             ],
         }
-        if family.uses_type_ids:
+        if self._base.uses_type_ids:
             inputs["token_type_ids"] = [kind for job, _ in batch for kind in job.type_ids]
         return {name: torch.tensor([values], device=self._base.device) for name, values in inputs.items()}
 

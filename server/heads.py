@@ -42,13 +42,17 @@ class Head:
         """pooled [texts, hidden] to [texts, labels]."""
         x = pooled
         for layer in self.layers:
-            x = linear(x, self.tensors[f"{layer.name}.weight"], self.tensors.get(f"{layer.name}.bias"))
+            x = linear(x, *self._pair(layer.name))
             if layer.activation is not None:
                 x = layer.activation(x)
             if layer.norm is not None:
-                weight, bias = self.tensors[f"{layer.norm.name}.weight"], self.tensors.get(f"{layer.norm.name}.bias")
-                x = layer_norm(x, x.shape[-1:], weight, bias, layer.norm.epsilon)
+                x = layer_norm(x, x.shape[-1:], *self._pair(layer.norm.name), layer.norm.epsilon)
         return x  # [texts, labels]
+
+    def _pair(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A layer's weight and bias; half precision is widened when it is used, so that it stays small."""
+        bias = self.tensors.get(f"{name}.bias")
+        return self.tensors[f"{name}.weight"].float(), bias.float() if bias is not None else None
 
 
 def head_shapes(layers: Sequence[Layer], hidden_size: int, num_labels: int) -> dict[str, tuple[int, ...]]:

@@ -52,7 +52,7 @@ class Metrics:
         self._batch_adapters = self._histogram("adaptermux_batch_adapters", "Adapters in a forward pass", COUNTS)
         self._batch_failures = self._counter("adaptermux_batch_failures", "Forward passes that raised")
         self._adapters = Gauge("adaptermux_adapters", "Adapters known", ["status"], registry=self.registry)
-        self._store = _StoreCollector()
+        self._store = StoreCollector()
         self.registry.register(self._store)
         self._waiting = Gauge("adaptermux_waiting_texts", "Texts that wait for the engine", registry=self.registry)
 
@@ -104,7 +104,7 @@ class Metrics:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
 
 
-class _StoreCollector(Collector):
+class StoreCollector(Collector):
     """What happens in the store, read when Prometheus asks."""
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ class Span(NamedTuple):
 class Segments:
     """Lets the methods act at the sites of one pass. Owned by the engine thread.
 
-    Rows are sorted by method and adapter, so that each method has one contiguous slice of them and each adapter
-    one segment. Which axis they are rows of may change within a pass: `use` says so.
+    An adapter's rows are neighbours: it has one segment. Which axis they are rows of may change within a pass:
+    `move` says so.
     """
 
     def __init__(self) -> None:

@@ -88,7 +88,7 @@ class Service:
             folder = adapter_folder.read(root, name, self.base)
             self.store.register(folder)
         except AdaptermuxError as error:
-            return RefusedCard(_printable(name), error.code, str(error))
+            return RefusedCard(_printable(name), error.code, _printable(str(error)))
         except Exception as error:  # one folder must never stop the others, whatever it holds
             return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
         return AdapterCard(name, folder.version, folder.manifest, folder.weights.num_bytes, folder.warnings)
@@ -109,7 +109,7 @@ class Service:
                 loading.append(self.store.acquire(card.adapter_id, card.version))
         for future in loading:
             if future.exception() is None:
-                self.store.release(future.result().key)
+                self.store.release(future.result())
         num_loaded = self.store.stats().num_resident
         logs.event("adapters_loaded", num_adapters=num_loaded, seconds=round(time.monotonic() - began, 3))
 

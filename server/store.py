@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, Engi
 from server.heads import Head
 from server.manifest import Pooling
 from server.methods import Method
-from server.methods.base import widened
+from server.methods.base import ATTENTION, KeysValues, widened
 from server.weights_file import read_block
 
 UNLIMITED = 1 << 62
@@ -49,6 +49,12 @@ class LoadedAdapter:
     resident_bytes: int
     position_offset: int = 0
     is_half: bool = False
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Rows that the adapter puts in front of every text's keys and values."""
+        prefix = self.rows.get(ATTENTION)
+        return prefix.keys.shape[2] if isinstance(prefix, KeysValues) else 0
 
     def row(self, site: str) -> Any:
         """The method's row at a site in float32, or None."""
@@ -77,7 +83,7 @@ class Store:
     goes that was released longest ago; when all are in use, one of them takes no new users until it is free, so
     that every adapter has its turn.
 
-    on_failed is called on a loader thread with the key of an adapter whose files turn out to be damaged.
+    on_failed is called on a loader thread with a folder whose weights turned out to be damaged, and why.
     """
 
     def __init__(
@@ -91,11 +97,12 @@ class Store:
         self._host = _HostTier(host_bytes)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
-        self._idle: OrderedDict[str, _Entry] = OrderedDict()  # in memory and unused, released longest ago first
-        self._busy: OrderedDict[str, _Entry] = OrderedDict()  # in memory and used, acquired longest ago first
+        self._idle: OrderedDict[LoadedAdapter, _Entry] = OrderedDict()  # unused, released longest ago first
+        self._busy: OrderedDict[LoadedAdapter, _Entry] = OrderedDict()  # in use, acquired longest ago first
         self._queue: deque[_Entry] = deque()  # wait for room
         self._draining: _Entry | None = None
-        self._used_bytes = self._pinned_bytes = self._largest_bytes = 0
+        self._ready: list[tuple[Future[LoadedAdapter], LoadedAdapter]] = []  # to be told after the lock
+        self._used_bytes = self._pinned_bytes = 0
         self._num_loads = self._num_evictions = self._num_misses = 0
         self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adaptermux-loader")
         self._closed = False
@@ -110,96 +117,85 @@ class Store:
                     f"adapter `{key}` has {num_bytes} bytes, adapters may have {room}; see --adapter-bytes"
                 )
             self._entries.setdefault(key, _Entry(key, folder))
-            self._largest_bytes = max(self._largest_bytes, num_bytes)
         return key
 
     def unregister(self, key: str) -> None:
         """Forget a version: nobody can acquire it any more, and its memory goes with the last job that has it."""
-        self.unpin(key)
-        with self._lock:
+        waiters: list[Future[LoadedAdapter]] = []
+        with self._changing():
             entry = self._entries.pop(key, None)
             self._host.drop(key)
-            if entry is None:
-                return
-            waiters, entry.waiters, entry.is_forgotten = entry.waiters, [], True
-            if entry.state is _State.QUEUED:
-                self._queue.remove(entry)
-            elif key in self._idle:
-                self._evict(entry)
-            self._start_loads()
+            if entry is not None:
+                waiters, entry.waiters, entry.is_forgotten = entry.waiters, [], True
+                self._unpin(entry)
+                if entry.state is _State.QUEUED:
+                    self._queue.remove(entry)
+                elif entry.adapter in self._idle:
+                    self._evict(entry)
         for waiter in waiters:
             _fail(waiter, AdapterNotFound(f"adapter `{key}` was removed"))
 
     def acquire(self, adapter_id: str, version: str) -> Future[LoadedAdapter]:
         """The adapter, at once if it is in memory, else when it is loaded. `release` it once for every success.
 
-        Raises AdapterNotFound. The future fails with AdapterRefused or LoadFailed.
+        Raises AdapterNotFound. The future fails with AdapterRefused or LoadFailed; it may be cancelled.
         """
         key, future = key_of(adapter_id, version), Future[LoadedAdapter]()
-        with self._lock:
+        with self._changing():
             entry = self._entries.get(key)
             if entry is None:
                 raise AdapterNotFound(f"adapter `{key}` is not known")
             if self._closed:
                 raise EngineStopped("the store is closed")
-            adapter = entry.adapter if entry is not self._draining else None
-            if adapter is not None:
-                self._use(entry, 1)
+            if entry.adapter is not None and entry is not self._draining:
+                self._use(entry, entry.adapter, [future])
             else:
                 self._num_misses += 1
                 entry.waiters.append(future)
                 self._enqueue(entry)
-            self._start_loads()
-        if adapter is not None:
-            future.set_result(adapter)
         return future
 
     def prefetch(self, key: str) -> None:
         """Begin to load a known version that somebody will soon acquire."""
-        with self._lock:
-            if (entry := self._entries.get(key)) is not None:
+        with self._changing():
+            if (entry := self._entries.get(key)) is not None and entry.state is _State.ABSENT:
+                entry.is_wanted = True
                 self._enqueue(entry)
-            self._start_loads()
 
-    def release(self, key: str) -> None:
+    def release(self, adapter: LoadedAdapter) -> None:
         """Give back one use of an adapter."""
-        with self._lock:
-            self._give_back(self._busy[key])
-            self._start_loads()
+        with self._changing():
+            self._give_back(self._busy[adapter], adapter)
 
     def pin(self, key: str) -> None:
         """Load a known version and keep it, whoever else wants the room. Raises LoadFailed where none would be left."""
-        with self._lock:
+        with self._changing():
             entry = self._entries[key]
             if entry.is_pinned:
                 return
-            if self._pinned_bytes + entry.num_bytes + self._largest_bytes > self._device_bytes:
+            largest = max(other.num_bytes for other in self._entries.values())
+            if self._pinned_bytes + entry.num_bytes + largest > self._device_bytes:
                 raise LoadFailed(f"pinning `{key}` would leave no room for others; see --adapter-bytes")
             self._pinned_bytes += entry.num_bytes
             entry.is_pinned = True
-            if entry.state is _State.RESIDENT:
-                self._use(entry, 1)
+            if entry is self._draining:
+                self._stop_draining()
+            if entry.adapter is not None:
+                self._use(entry, entry.adapter, [], pins=1)
             else:
                 self._enqueue(entry)
-            self._start_loads()
 
     def unpin(self, key: str) -> None:
         """Let a version go again when its room is needed."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or not entry.is_pinned:
-                return
-            self._pinned_bytes -= entry.num_bytes
-            entry.is_pinned = False
-            if entry.state is _State.RESIDENT:
-                self._give_back(entry)
-            self._start_loads()
+        with self._changing():
+            if (entry := self._entries.get(key)) is not None:
+                self._unpin(entry)
 
     def load(self, folder: AdapterFolder) -> LoadedAdapter:
         """Register, load and wait for a version; it stays in memory until the room is needed."""
-        key = self.register(folder)
+        self.register(folder)
         adapter = self.acquire(folder.adapter_id, folder.version).result()
-        self.release(key)
+        self.release(adapter)
         return adapter
 
     def has_room(self, num_bytes: int) -> bool:
@@ -223,35 +219,66 @@ class Store:
         """Load nothing more; whoever waits for an adapter is told."""
         with self._lock:
             self._closed = True
-            waiters = [waiter for entry in self._queue for waiter in entry.waiters]
-            for entry in self._queue:
-                entry.state, entry.waiters = _State.ABSENT, []
+            waiters = [waiter for entry in self._entries.values() for waiter in self._take_unserved(entry)]
             self._queue.clear()
         for waiter in waiters:
             _fail(waiter, EngineStopped("the server stops"))
         self._loaders.shutdown()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock for a change, start what it made room for, and tell those who wait once the lock is free."""
+        with self._lock:
+            try:
+                yield
+                self._start_loads()
+            finally:
+                ready, self._ready = self._ready, []
+        for future, adapter in ready:
+            future.set_result(adapter)
+
+    def _take_unserved(self, entry: _Entry) -> list[Future[LoadedAdapter]]:
+        """Those who wait for an adapter that is not being loaded right now."""
+        if entry.state is _State.LOADING:
+            return []
+        if entry.state is _State.QUEUED:
+            entry.state = _State.ABSENT
+        waiters, entry.waiters = entry.waiters, []
+        return waiters
 
     def _enqueue(self, entry: _Entry) -> None:
         if entry.state is _State.ABSENT:
             entry.state = _State.QUEUED
             self._queue.append(entry)
 
-    def _use(self, entry: _Entry, times: int) -> None:
-        entry.num_users += times
-        self._idle.pop(entry.key, None)
-        self._busy[entry.key] = entry
+    def _use(self, entry: _Entry, adapter: LoadedAdapter, waiters: list[Future[LoadedAdapter]], pins: int = 0) -> None:
+        """Give an adapter that is in memory to those who wait and still want it."""
+        users = [waiter for waiter in waiters if waiter.set_running_or_notify_cancel()]
+        if users or pins:
+            entry.num_users += len(users) + pins
+            self._idle.pop(adapter, None)
+            self._busy[adapter] = entry
+        self._ready += [(waiter, adapter) for waiter in users]
 
-    def _give_back(self, entry: _Entry) -> None:
+    def _give_back(self, entry: _Entry, adapter: LoadedAdapter) -> None:
         entry.num_users -= 1
         if entry.num_users == 0:
-            del self._busy[entry.key]
-            self._idle[entry.key] = entry
+            del self._busy[adapter]
+            self._idle[adapter] = entry
             if entry.is_forgotten or entry is self._draining:
                 self._evict(entry)
 
+    def _unpin(self, entry: _Entry) -> None:
+        if entry.is_pinned:
+            self._pinned_bytes -= entry.num_bytes
+            entry.is_pinned = False
+            if entry.adapter is not None:
+                self._give_back(entry, entry.adapter)
+
     def _evict(self, entry: _Entry) -> None:
         """Take an unused adapter out of memory, and queue it again if somebody has asked for it meanwhile."""
-        del self._idle[entry.key]
+        assert entry.adapter is not None, "only what is in memory can leave it; this is a bug"
+        del self._idle[entry.adapter]
         entry.adapter, entry.state = None, _State.ABSENT
         self._used_bytes -= entry.num_bytes
         self._num_evictions += 1
@@ -260,13 +287,29 @@ class Store:
         if entry.waiters:
             self._enqueue(entry)
 
+    def _stop_draining(self) -> None:
+        """The adapter that was to leave may stay: it takes users again."""
+        entry, self._draining = self._draining, None
+        if entry is not None and entry.adapter is not None:
+            waiters, entry.waiters = entry.waiters, []
+            self._use(entry, entry.adapter, waiters)
+
     def _start_loads(self) -> None:
         """Hand what there is room for to the loaders, in the order it was asked for."""
-        while self._queue and not self._closed and self._make_room(self._queue[0].num_bytes):
-            entry = self._queue.popleft()
-            entry.state = _State.LOADING
-            self._used_bytes += entry.num_bytes
-            self._loaders.submit(self._load, entry)
+        while self._queue and not self._closed:
+            entry = self._queue[0]
+            entry.waiters = [waiter for waiter in entry.waiters if not waiter.cancelled()]
+            if not (entry.waiters or entry.is_wanted or entry.is_pinned):
+                self._queue.popleft()
+                entry.state = _State.ABSENT
+            elif self._make_room(entry.num_bytes):
+                self._queue.popleft()
+                entry.state = _State.LOADING
+                self._used_bytes += entry.num_bytes
+                self._loaders.submit(self._load, entry)
+            else:
+                return
+        self._stop_draining()  # nobody waits for its room any more
 
     def _make_room(self, num_bytes: int) -> bool:
         """Evict until there is room; where all is in use, choose one that takes no new users until it is free."""
@@ -283,35 +326,37 @@ class Store:
         adapter: LoadedAdapter | None = None
         failure: AdaptermuxError | None = None
         try:
-            block = self._host.get(entry.key)
-            if block is None:
-                block = read_block(entry.folder.weights, entry.folder.manifest.weights_sha256)
-                self._host.put(entry.key, block)
-            adapter = place(entry.folder, entry.key, block, self._base)
+            adapter = self._read(entry)
         except AdapterRefused as error:
             failure = error
-            self._on_failed(entry.folder, error)
-        except Exception as error:  # out of memory, a device that fails: whoever waits must hear of it
+        except OSError as error:  # its text would name the path
+            failure = LoadFailed(f"adapter `{entry.key}` could not be loaded: {error.strerror or type(error).__name__}")
+        except BaseException as error:  # out of memory, a device that fails: whoever waits must hear of it
             failure = LoadFailed(f"adapter `{entry.key}` could not be loaded: {type(error).__name__}: {error}")
-        with self._lock:
-            waiters, entry.waiters = [w for w in entry.waiters if w.set_running_or_notify_cancel()], []
+        with self._changing():
+            waiters, entry.waiters, entry.is_wanted = entry.waiters, [], False
             if adapter is None:
                 entry.state = _State.ABSENT
                 self._used_bytes -= entry.num_bytes
             else:
                 self._num_loads += 1
                 entry.adapter, entry.state = adapter, _State.RESIDENT
-                self._idle[entry.key] = entry
-                if waiters or entry.is_pinned:
-                    self._use(entry, len(waiters) + entry.is_pinned)
-                elif entry.is_forgotten:
+                self._idle[adapter] = entry
+                self._use(entry, adapter, waiters, pins=int(entry.is_pinned))
+                if entry.is_forgotten and entry.num_users == 0:
                     self._evict(entry)
-            self._start_loads()
-        for waiter in waiters:
-            if adapter is not None:
-                waiter.set_result(adapter)
-            else:
-                waiter.set_exception(failure)
+        if failure is not None:
+            for waiter in waiters:
+                _fail(waiter, failure)
+            if isinstance(failure, AdapterRefused):
+                self._on_failed(entry.folder, failure)
+
+    def _read(self, entry: _Entry) -> LoadedAdapter:
+        block = self._host.get(entry.key)
+        if block is None:
+            block = read_block(entry.folder.weights, entry.folder.manifest.weights_sha256)
+            self._host.put(entry.key, block)
+        return place(entry.folder, entry.key, block, self._base)
 
 
 class _State(Enum):
@@ -323,7 +368,7 @@ class _State(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A known version. Guarded by the store's lock."""
+    """A known version. Guarded by the store's lock. is_wanted: load it though nobody waits."""
 
     key: str
     folder: AdapterFolder
@@ -332,6 +377,7 @@ class _Entry:
     num_users: int = 0
     waiters: list[Future[LoadedAdapter]] = field(default_factory=list)
     is_pinned: bool = False
+    is_wanted: bool = False
     is_forgotten: bool = False
 
     @property
@@ -380,7 +426,7 @@ def place(folder: AdapterFolder, key: str, block: Tensor, base: BaseModel) -> Lo
     by_site: dict[str, dict[str, Tensor]] = {}
     for (site, role), spec in folder.tensors.items():
         by_site.setdefault(site, {})[role] = spec.view(block)
-    head = {name: spec.view(block).float() for name, spec in folder.head.items()}
+    head = {name: spec.view(block) for name, spec in folder.head.items()}
     pooling = folder.manifest.pooling
     return LoadedAdapter(
         key=key,

@@ -21,6 +21,7 @@ from torch import Tensor
 from server.errors import AdapterDamaged
 
 MAX_HEADER_BYTES = 16 << 20
+MAX_DIMENSIONS = 8
 MAX_WEIGHTS_BYTES = 4 << 30
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAPPED_BYTES = 64 << 10
@@ -43,11 +44,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file whose header has been read. header_bytes: where the weights begin. num_bytes: how many they are."""
+    """A file whose header has been read. header_bytes: where the weights begin. num_bytes: how many they are.
+
+    header_sha256: of these first bytes, so that the weights are known to belong to this header.
+    """
 
     path: Path
     specs: Mapping[str, TensorSpec]
     header_bytes: int
+    header_sha256: str
     num_bytes: int
 
 
@@ -55,14 +60,17 @@ def read_header(path: Path) -> WeightsFile:
     """What a file says it holds: enough to refuse it before its weights are read. Raises AdapterDamaged."""
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {length} bytes")
-            record = json.loads(file.read(length))
+            head += file.read(length)
             num_bytes = os.fstat(file.fileno()).st_size - 8 - length
+        record = json.loads(head[8:], object_pairs_hook=_without_doubles)
+        json.dumps(record, ensure_ascii=False).encode("utf-8")  # an escape may hide half a surrogate pair
         specs = {key: _spec(tensor) for key, tensor in record.items() if key != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error!r:.200}") from error
     for key, spec in specs.items():
         _check(key, spec)
     end = 0
@@ -76,7 +84,7 @@ def read_header(path: Path) -> WeightsFile:
         )
     if num_bytes > MAX_WEIGHTS_BYTES:
         raise AdapterDamaged(f"`{path.name}` has {num_bytes} bytes of weights, at most {MAX_WEIGHTS_BYTES} are read")
-    return WeightsFile(path, specs, 8 + length, num_bytes)
+    return WeightsFile(path, specs, 8 + length, hashlib.sha256(head).hexdigest(), num_bytes)
 
 
 def sha256_of(path: Path) -> str:
@@ -89,16 +97,21 @@ def sha256_of(path: Path) -> str:
 
 
 def read_block(weights: WeightsFile, sha256: str) -> Tensor:
-    """The weights of a whole file as it was when its digest was taken: uint8 [bytes], finite. Raises AdapterDamaged."""
+    """The weights of a whole file as it was when its digest was taken: uint8 [bytes], finite.
+
+    Raises AdapterDamaged, and OSError where the file cannot be read at the moment.
+    """
     name = weights.path.name
     try:
         with weights.path.open("rb") as file:
             digest = hashlib.sha256(file.read(weights.header_bytes))
+            if digest.hexdigest() != weights.header_sha256:
+                raise AdapterDamaged(f"`{name}` has another header than when it was checked; it was replaced")
             block = _fill(file, weights.num_bytes)
             digest.update(block.numpy().data)
             digest.update(file.read(1))  # nothing, unless the file grew
-    except OSError as error:
-        raise AdapterDamaged(f"`{name}` cannot be read: {error}") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise AdapterDamaged(f"`{name}` is gone: {error.strerror}") from error
     if digest.hexdigest() != sha256:
         raise AdapterDamaged(f"`{name}` has sha256 {digest.hexdigest()[:12]}, it was to be {sha256[:12]}")
     if not bool(torch.isfinite(_as_one(block, weights)).all()):
@@ -107,21 +120,32 @@ def read_block(weights: WeightsFile, sha256: str) -> Tensor:
     return block
 
 
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return record
+
+
 def _spec(record: Mapping[str, object]) -> TensorSpec:
-    shape, offsets = record["shape"], record["data_offsets"]
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+    dtype, shape, offsets = record["dtype"], record["shape"], record["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
         raise ValueError(f"a tensor is described by {record!r:.80}")
-    return TensorSpec(str(record["dtype"]), tuple(map(int, shape)), int(offsets[0]), int(offsets[1]))
+    if len(offsets) != 2 or len(shape) > MAX_DIMENSIONS or any(type(one) is not int for one in (*shape, *offsets)):
+        raise ValueError(f"a tensor has the shape {shape!r:.80} and the bytes {offsets!r:.80}")
+    return TensorSpec(str(dtype), tuple(shape), *offsets)
 
 
 def _check(key: str, spec: TensorSpec) -> None:
     if spec.dtype not in STORED_DTYPES:
-        raise AdapterDamaged(f"tensor `{key}` is {spec.dtype}, it must be one of {', '.join(STORED_DTYPES)}")
+        raise AdapterDamaged(f"tensor `{key:.200}` is {spec.dtype:.20}, it must be one of {', '.join(STORED_DTYPES)}")
     item = STORED_DTYPES[spec.dtype].itemsize
     if any(size < 0 for size in spec.shape) or spec.stop - spec.start != prod(spec.shape) * item:
-        raise AdapterDamaged(f"tensor `{key}` of shape {list(spec.shape)} does not fill bytes {spec.start}-{spec.stop}")
+        raise AdapterDamaged(f"tensor `{key:.200}` of shape {list(spec.shape)} does not fill the bytes that it has")
     if spec.start % item:
-        raise AdapterDamaged(f"tensor `{key}` begins at byte {spec.start}, which is not aligned; save the file anew")
+        raise AdapterDamaged(
+            f"tensor `{key:.200}` begins at byte {spec.start}, which is not aligned; save the file anew"
+        )
 
 
 def _fill(file: BinaryIO, num_bytes: int) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_resident_bytes_stay_within_a_tenth_of_the_file(root: Path, bert_base: B
 def test_half_precision_files_are_read(root: Path, bert_base: BaseModel, dtype: torch.dtype) -> None:
     edit_weights(root, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
     loaded = Store(bert_base).load(adapter_folder.read(root, "good", bert_base))
-    assert {tensor.dtype for tensor in loaded.head.tensors.values()} == {torch.float32}
+    assert loaded.head.logits(torch.zeros(1, bert_base.hidden_size)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
@@ -259,6 +260,49 @@ def test_a_sparse_file_is_refused_before_it_is_read(root: Path, bert_base: BaseM
     with path.open("r+b") as file:
         file.truncate(3 << 30)
     refused(root, bert_base, AdapterDamaged, "its header says")
+
+
+def write_header(root: Path, header: bytes, num_bytes: int = 4) -> None:
+    (root / "good" / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * num_bytes)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}',
+        b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [false, "4"]}}',
+        b'{"a": {"dtype": "F32", "shape": [1.9], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "dtype": "F16"}}',
+        b'{"a": 1, "a": 2}',
+        b'{"\\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "\\ud800", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [' + b"9," * 100_000 + b'1], "data_offsets": [0, 4]}}',
+        b'{"' + b"a" * 100_000 + b'": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b"[" * 100_000,
+        b'["a"]',
+        b"null",
+    ],
+)
+def test_a_malformed_header_is_refused_at_once_in_one_short_sentence(
+    root: Path, bert_base: BaseModel, header: bytes
+) -> None:
+    write_header(root, header)
+    began = time.process_time()
+    with pytest.raises(AdapterDamaged) as caught:
+        adapter_folder.read(root, "good", bert_base)
+    assert time.process_time() - began < 1
+    assert len(str(caught.value).encode("utf-8")) < 500
+
+
+def test_two_names_for_one_tensor_are_refused(root: Path, bert_base: BaseModel) -> None:
+    """Plain peft would read only one of them."""
+    edit_weights(root, lambda t: t.update({"classifier.weight": t["base_model.model.classifier.weight"] + 1}))
+    refused(root, bert_base, AdapterDamaged, "classifier.weight")
 
 
 @pytest.mark.parametrize("value", [10**400, 1e300, 1e6 + 1, float("nan"), "8", None, True])

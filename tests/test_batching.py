@@ -170,13 +170,16 @@ def test_the_budget_follows_the_speed_of_the_device() -> None:
     for _ in range(100):
         budget.learn(budget.tokens(), budget.tokens() / 10_000)
     assert budget.tokens() == 500
-    budget.learn(5, 1.0)  # a small batch that was slow says nothing
+    budget.learn(5, 0.04)  # a small batch that was in time says nothing
     assert budget.tokens() == 500
     for _ in range(100):
         budget.learn(budget.tokens(), budget.tokens() / 4_000)  # the device has become slower
     assert 200 <= budget.tokens() <= 201
     budget.learn(1000, 0.001)
     assert budget.tokens() == 2000
+    for _ in range(100):
+        budget.learn(300, 0.075)  # never a full batch, but always longer than it should take
+    assert 200 <= budget.tokens() <= 201
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 10)), max_size=30), st.integers(1, 5000))

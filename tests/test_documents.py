@@ -11,6 +11,7 @@ import pytest
 
 from docs import generate
 from server.command import make_parser as serve
+from server.metrics import Metrics
 from training.command import make_parser as train
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,15 @@ def test_a_name_that_does_not_exist_would_be_seen() -> None:
 def test_generated_parts_are_fresh(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert generate.refreshed(text) == text, "run `make docs`"
+
+
+def test_every_metric_that_prometheus_is_given_stands_in_the_operations_guide() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    families = list(Metrics(top_adapters=0).registry.collect())
+    assert len(families) > 15
+    for family in families:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"| `{name}` | {family.type} |" in text
 
 
 def test_every_metric_and_setting_stands_in_the_operations_guide() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from server import adapter_folder
 from server.base_model import BaseModel
+from server.batching import Waiting
 from server.engine import BatchReport, ThreadEngine
-from server.errors import AdapterNotFound, EngineStopped, ForwardFailed, Overloaded
+from server.errors import AdapterFailed, AdapterNotFound, EngineStopped, ForwardFailed, Overloaded
 from server.forward import Forward, Work
 from server.jobs import Job
 from server.store import Store
+from server.weights_file import WeightsFile, read_block
 from tests.seeded import make_adapter, peft_configs
 
 WAIT_S = 10
@@ -89,7 +92,8 @@ def test_jobs_that_wait_share_the_next_batch(gate: Gate, loaded: tuple[Store, Jo
     futures += [engine.submit(job) for _ in range(5)]
     assert engine.health().num_waiting == 5
     gate.open.set()
-    assert len({future.result(WAIT_S).logits for future in futures}) >= 1
+    answers = [future.result(WAIT_S).logits for future in futures]
+    assert all(abs(a - b) < 1e-5 for answer in answers for a, b in zip(answer, answers[0], strict=True))
     assert gate.sizes == [1, 5]
     engine.close()
 
@@ -237,3 +241,140 @@ def test_an_adapter_that_is_unloaded_stays_whole_for_the_jobs_that_have_it(
     assert len(future.result(WAIT_S).logits) == 3
     engine.close()
     assert store.stats().resident_bytes == 0
+
+
+class Disk:
+    """The real file reader behind a gate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        monkeypatch.setattr("server.store.read_block", self)
+
+    def __call__(self, weights: WeightsFile, sha256: str) -> Tensor:
+        assert self.open.wait(WAIT_S)
+        return read_block(weights, sha256)
+
+
+@pytest.fixture
+def unloaded(bert_base: BaseModel, tmp_path: Path) -> tuple[Store, Job]:
+    """A known adapter that is still on disk."""
+    store = Store(bert_base)
+    make_adapter(tmp_path / "a", bert_base.folder, peft_configs("bert")["lora-qv"], 3, seed=0)
+    folder = adapter_folder.read(tmp_path, "a", bert_base)
+    store.register(folder)
+    return store, Job("a", folder.version, (2, 9, 3), (0, 0, 0))
+
+
+def test_texts_wait_for_their_adapter_and_others_do_not(
+    gate: Gate,
+    loaded: tuple[Store, Job],
+    bert_base: BaseModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, job = loaded
+    make_adapter(tmp_path / "slow", bert_base.folder, peft_configs("bert")["ia3-paper"], 2, seed=0)
+    folder = adapter_folder.read(tmp_path, "slow", bert_base)
+    store.register(folder)
+    disk = Disk(monkeypatch)
+    gate.open.set()
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    slow = [engine.submit(Job("slow", folder.version, (2, 9, 3), (0, 0, 0))) for _ in range(3)]
+    assert len(engine.submit(job).result(WAIT_S).logits) == 3
+    assert not any(future.done() for future in slow)
+    assert engine.health().num_waiting == 3
+    disk.open.set()
+    assert {len(future.result(WAIT_S).logits) for future in slow} == {2}
+    engine.close()
+
+
+def test_texts_that_wait_for_an_adapter_count_and_give_their_places_back_when_they_leave(
+    gate: Gate, unloaded: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = unloaded
+    disk = Disk(monkeypatch)
+    engine = ThreadEngine(gate, store, max_waiting=2)
+    futures = [engine.submit(job) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        engine.submit(job)
+    for future in futures:
+        assert future.cancel()
+    assert engine.health().num_waiting == 0
+    disk.open.set()
+    gate.open.set()
+    engine.start()
+    assert len(engine.submit(job).result(WAIT_S).logits) == 3
+    engine.close()
+    assert store.stats().num_loads == 1
+
+
+def test_close_answers_texts_that_wait_for_their_adapter(
+    gate: Gate, unloaded: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = unloaded
+    disk = Disk(monkeypatch)
+    gate.open.set()
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    future = engine.submit(job)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    disk.open.set()
+    assert len(future.result(WAIT_S).logits) == 3
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+
+
+def test_an_adapter_that_is_damaged_fails_its_texts_with_the_reason(
+    gate: Gate, unloaded: tuple[Store, Job], tmp_path: Path
+) -> None:
+    store, job = unloaded
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"ruin")
+    engine = ThreadEngine(gate, store)
+    with pytest.raises(AdapterFailed, match="sha256"):
+        engine.submit(job).result(WAIT_S)
+    assert engine.health().num_waiting == 0
+
+
+def test_a_failed_batch_teaches_the_budget_nothing(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    gate.open.set()
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    engine.submit(job).result(WAIT_S)
+    before = engine._budget.tokens()
+    gate.error = RuntimeError("at once")
+    for _ in range(3):
+        with pytest.raises(ForwardFailed):
+            engine.submit(job).result(WAIT_S)
+    assert engine._budget.tokens() == before
+    engine.close()
+
+
+def test_a_log_that_is_full_stops_nothing(
+    gate: Gate, loaded: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job = loaded
+    gate.open.set()
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+        patch.setattr("sys.stderr", full)
+        gate.error = RuntimeError("out of luck")
+        with pytest.raises(ForwardFailed):
+            engine.submit(job).result(WAIT_S)
+        gate.error = None
+        assert engine.submit(job).result(WAIT_S).logits
+        assert engine.health().alive
+        with contextlib.suppress(OSError):
+            full.close()
+    engine.close()
+
+
+def test_the_rows_that_a_prefix_brings_count_as_tokens(bert_base: BaseModel, tmp_path: Path) -> None:
+    """Otherwise a batch of short texts with long prefixes would take more memory than the budget bounds."""
+    make_adapter(tmp_path / "a", bert_base.folder, peft_configs("bert")["prefix"], 2, seed=0)
+    adapter = Store(bert_base).load(adapter_folder.read(tmp_path, "a", bert_base))
+    assert Waiting(Job("a", "v", (1, 2, 3), (0, 0, 0)), adapter).num_tokens == 3 + 6

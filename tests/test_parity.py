@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,13 @@ from transformers import AutoModelForMaskedLM
 
 from server import adapter_folder
 from server.base_model import EMBEDDED_ID, BaseModel
+from server.errors import AdapterMismatch
 from server.forward import Forward, load_base
+from server.jobs import Job
 from server.store import Store
 from tests.seeded import MAX_LENGTH, VOCABULARY, Peer, make_adapter, make_base, peft_configs
 from tests.test_adapter_folder import add_manifest
+from training.model import PooledClassifier
 
 TOLERANCE = 1e-5
 
@@ -124,6 +128,56 @@ def _equals_plain_peft(base: BaseModel, root: Path, name: str, oracle: PeftModel
     for length in (1, 50, 300):
         tokens = _tokens(length, length)
         _assert_close(Forward(base).run([peer.job(tokens)])[0], peer.logits(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapters_that_are_stored_in_half_precision_equal_plain_peft(
+    bert_base: BaseModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """peft widens them when it loads them, the server when it uses them."""
+    forward, store, work, expected = Forward(bert_base), Store(bert_base), [], []
+    for index, (name, config) in enumerate(peft_configs("bert").items()):
+        make_adapter(tmp_path / name, bert_base.folder, config, 3, seed=index)
+        path = tmp_path / name / "adapter_model.safetensors"
+        save_file({key: tensor.to(dtype) for key, tensor in load_file(path).items()}, path)
+        oracle = PeftModel.from_pretrained(
+            PooledClassifier.load(str(bert_base.folder), 3, "native"), tmp_path / name
+        ).eval()
+        peer = Peer(store.load(adapter_folder.read(tmp_path, name, bert_base)), oracle)
+        for length in (1, 7, 90):
+            work.append(peer.job(_tokens(length, index)))
+            expected.append(peer.logits(_tokens(length, index)))
+    for answer, oracle_answer in zip(forward.run(work), expected, strict=True):
+        _assert_close(answer, oracle_answer)
+
+
+def test_a_prefix_takes_its_share_of_a_window(tmp_path: Path) -> None:
+    """Keys of a prefix count in the library's window: texts that would push it out are not taken."""
+    folder = make_base(tmp_path / "tiny", "mistral", sliding_window=32)
+    base = load_base(str(folder), "cpu", "float32")
+    oracle = make_adapter(tmp_path / "a", folder, peft_configs("mistral")["prefix"], 3, seed=0, pooling="last")
+    add_manifest(tmp_path / "a", base, pooling="last", positions="kept", max_length=27)
+    with pytest.raises(AdapterMismatch, match="takes 26 tokens"):
+        adapter_folder.read(tmp_path, "a", base)
+    add_manifest(tmp_path / "a", base, pooling="last", positions="kept", max_length=26)
+    peer = Peer(Store(base).load(adapter_folder.read(tmp_path, "a", base)), oracle)
+    for length in (1, 25, 26):
+        _assert_close(Forward(base).run([peer.job(_tokens(length, 0))])[0], peer.logits(_tokens(length, 0)))
+
+
+def test_a_bert_that_is_a_decoder_runs_in_the_librarys_code(tmp_path: Path) -> None:
+    base = load_base(str(make_base(tmp_path / "tiny", "bert", is_decoder=True)), "cpu", "float32")
+    oracle = make_adapter(tmp_path / "a", base.folder, peft_configs("bert")["lora-qv"], 3, seed=0)
+    _equals_plain_peft(base, tmp_path, "a", oracle)
+
+
+def test_a_bert_that_knows_no_pairs_ignores_type_ids(tmp_path: Path) -> None:
+    base = load_base(str(make_base(tmp_path / "tiny", "bert", type_vocab_size=1)), "cpu", "float32")
+    make_adapter(tmp_path / "a", base.folder, peft_configs("bert")["lora-qv"], 3, seed=0)
+    adapter = Store(base).load(adapter_folder.read(tmp_path, "a", base))
+    one, pair = (Job("a", "v", (2, 9, 3, 10, 3), kinds) for kinds in ((0,) * 5, (0, 0, 0, 1, 1)))
+    first, second = Forward(base).run([(one, adapter), (pair, adapter)])
+    _assert_close(first, second)
 
 
 def test_camembert_is_a_roberta(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
+import os
+import resource
 import shutil
 import threading
 import time
@@ -26,7 +27,7 @@ from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
 from server.store import LoadedAdapter, Store
 from server.weights_file import WeightsFile, read_block
-from tests.seeded import make_adapter
+from tests.seeded import make_adapter, peft_configs
 
 WAIT_S = 20
 NUM_FOLDERS = 8
@@ -84,7 +85,7 @@ def ask(store: Store, folder: AdapterFolder) -> Future[LoadedAdapter]:
 
 
 def use(store: Store, folder: AdapterFolder) -> None:
-    store.release(ask(store, folder).result(WAIT_S).key)
+    store.release(ask(store, folder).result(WAIT_S))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -154,9 +155,9 @@ def test_an_adapter_in_use_is_never_evicted_and_the_next_waits_its_turn(
     second, again = ask(store, folders[1]), ask(store, folders[0])
     assert not second.done()
     assert not again.done()  # takes no new users: otherwise the second might wait for ever
-    store.release(first.key)
+    store.release(first)
     assert second.result(WAIT_S).key != first.key
-    store.release(second.result().key)
+    store.release(second.result())
     assert again.result(WAIT_S).key == first.key
     assert again.result() is not first
 
@@ -191,7 +192,7 @@ def test_the_memory_of_an_evicted_adapter_is_given_back(bert_base: BaseModel, fo
     future = ask(store, folders[0])
     adapter = future.result(WAIT_S)
     block = weakref.ref(next(iter(adapter.rows.values())).down)  # type: ignore[attr-defined]
-    store.release(adapter.key)
+    store.release(adapter)
     del adapter, future
     use(store, folders[1])
     gc.collect()
@@ -322,14 +323,14 @@ def test_whatever_happens_everybody_gets_their_adapter_and_the_budget_holds(
         # like the engine: whoever has got their adapter finishes and leaves
         for one in [one for one in held if one[0] <= number and one[2].done()]:
             held.remove(one)
-            store.release(one[2].result().key)
+            store.release(one[2].result())
         assert store.stats().resident_bytes <= room * folders[0].weights.num_bytes
     while held:
         wait_for(lambda: any(one[2].done() for one in held))
         for one in [one for one in held if one[2].done()]:
             held.remove(one)
             assert one[2].result().key.startswith(f"a{one[1]}@")
-            store.release(one[2].result().key)
+            store.release(one[2].result())
     assert store.stats().resident_bytes <= room * folders[0].weights.num_bytes
     store.close()
 
@@ -353,14 +354,124 @@ def _resident_kib() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def test_half_precision_adapters_keep_their_size_and_answer_in_full(
+@pytest.mark.parametrize("method", ["lora-all", "head"])
+def test_half_precision_adapters_keep_their_size_in_memory_and_answer_in_full(
+    bert_base: BaseModel, tmp_path: Path, method: str
+) -> None:
+    make_adapter(tmp_path / "a", bert_base.folder, peft_configs("bert")[method], 150, seed=0)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({key: tensor.bfloat16() for key, tensor in load_file(path).items()}, path)
+    adapter = Store(bert_base).load(adapter_folder.read(tmp_path, "a", bert_base))
+    tensors = [part for row in adapter.rows.values() for part in row if isinstance(part, torch.Tensor)]  # type: ignore[attr-defined]
+    tensors += adapter.head.tensors.values()
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert sum(storages.values()) == adapter.resident_bytes <= path.stat().st_size
+    assert adapter.head.logits(torch.zeros(1, bert_base.hidden_size)).dtype == torch.float32
+    for site in adapter.rows:
+        assert adapter.row(site).down.dtype == torch.float32
+
+
+def test_an_adapter_that_is_to_leave_may_stay_once_nobody_wants_its_room(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store = make(bert_base, folders, 2)
+    first, second = (ask(store, folder).result(WAIT_S) for folder in folders[:2])
+    third, again = ask(store, folders[2]), ask(store, folders[0])  # the first is to leave for the third
+    assert not again.done()
+    store.release(second)  # whose room the third gets instead
+    assert third.result(WAIT_S)
+    assert again.result(WAIT_S) is first
+    assert disk.reads.count("a0") == 1
+
+
+def test_pinning_an_adapter_that_was_to_leave_keeps_it(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store = make(bert_base, folders, 2)
+    first, second = (ask(store, folder).result(WAIT_S) for folder in folders[:2])
+    third, again = ask(store, folders[2]), ask(store, folders[0])
+    store.pin(first.key)
+    assert again.result(WAIT_S) is first
+    store.release(first)
+    store.release(first)
+    store.release(second)
+    assert third.result(WAIT_S)
+    assert ask(store, folders[0]).result(WAIT_S) is first
+
+
+def test_a_version_that_comes_back_while_the_old_one_is_in_use_is_another_adapter(
+    bert_base: BaseModel, folders: list[AdapterFolder]
+) -> None:
+    store = make(bert_base, folders, 3)
+    users = [ask(store, folders[0]).result(WAIT_S) for _ in range(2)]
+    store.unregister(users[0].key)
+    store.register(folders[0])
+    new = ask(store, folders[0]).result(WAIT_S)
+    assert new is not users[0]
+    for user in users:
+        store.release(user)
+    assert store.stats().num_resident == 1
+    store.release(new)
+    store.unregister(new.key)
+    assert store.stats().resident_bytes == 0
+
+
+def test_an_adapter_that_nobody_waits_for_any_more_is_not_loaded(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store = make(bert_base, folders, 1)
+    first = ask(store, folders[0]).result(WAIT_S)
+    assert ask(store, folders[1]).cancel()
+    store.release(first)
+    use(store, folders[2])
+    assert disk.reads == ["a0", "a2"]
+
+
+def test_a_shortage_that_passes_refuses_nothing_for_good(
+    bert_base: BaseModel, folders: list[AdapterFolder], root: Path
+) -> None:
+    reported: list[str] = []
+    store = Store(bert_base, on_failed=lambda folder, error: reported.append(folder.adapter_id))
+    store.register(folders[0])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(in_use - 1, 3), limits[1]))
+    try:
+        failed = ask(store, folders[0]).exception(WAIT_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert isinstance(failed, LoadFailed)
+    assert "Too many open files" in str(failed)
+    assert str(root) not in str(failed)
+    use(store, folders[0])
+    assert reported == []
+
+
+def test_a_listener_that_raises_keeps_nobody_waiting(bert_base: BaseModel, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "a0", tmp_path / "a0")
+    folder = adapter_folder.read(tmp_path, "a0", bert_base)
+    (tmp_path / "a0" / "adapter_model.safetensors").unlink()
+
+    def listen(*_: object) -> None:
+        raise OSError("disk full")
+
+    store = Store(bert_base, on_failed=listen)
+    store.register(folder)
+    for _ in range(2):
+        with pytest.raises(AdapterDamaged, match="gone"):
+            ask(store, folder).result(WAIT_S)
+    assert store.stats().resident_bytes == 0
+    store.close()
+
+
+def test_a_file_that_is_replaced_between_its_checks_is_not_served(
     bert_base: BaseModel, root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(root / "a0", tmp_path / "a0")
     path = tmp_path / "a0" / "adapter_model.safetensors"
-    save_file({key: tensor.bfloat16() for key, tensor in load_file(path).items()}, path)
-    adapter = Store(bert_base).load(adapter_folder.read(tmp_path, "a0", bert_base))
-    assert adapter.resident_bytes <= path.stat().st_size
-    site = next(iter(adapter.rows))
-    assert adapter.row(site).down.dtype == torch.float32
-    assert json.loads((tmp_path / "a0" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    old = adapter_folder.read(tmp_path, "a0", bert_base)
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={"other": "header"})
+    new = adapter_folder.read(tmp_path, "a0", bert_base)
+    with pytest.raises(AdapterDamaged, match="header"):
+        Store(bert_base).load(replace(old, manifest=new.manifest))

@@ -72,10 +72,12 @@ class Recipe(BaseModel):
 
         length_limit: tokens that the base model can read.
         """
+        options = self._options(method)
+        length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
         return Plan(
-            options=self._options(method),
+            options=options,
             learning_rate=self.learning_rate or method.learning_rate,
             head_learning_rate=self.head_learning_rate or method.head_learning_rate,
             epochs=self.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(SAMPLES / num_rows))),

@@ -243,7 +243,7 @@ def _make_trainer(
         args=arguments,
         train_dataset=sets["train"],
         eval_dataset=sets["validation"],
-        data_collator=Padding(model.config.pad_token_id, family.uses_type_ids),
+        data_collator=Padding(model.config.pad_token_id, family.takes_type_ids(model.config)),
         compute_metrics=lambda result: evaluation.watch(
             problem_type, np.asarray(result.label_ids), np.asarray(result.predictions, dtype=np.float64)
         ),

@@ -95,3 +95,11 @@ class Family(ABC):
     def length_limit(self, config: PretrainedConfig) -> int:
         """Tokens that a text may have, special tokens included."""
         return int(config.max_position_embeddings)
+
+    def has_window(self, config: PretrainedConfig) -> bool:
+        """Whether the limit is a window of attention, of which a prefix takes its share."""
+        return False
+
+    def takes_type_ids(self, config: PretrainedConfig) -> bool:
+        """Whether the model tells the second text of a pair from the first."""
+        return self.uses_type_ids and getattr(config, "type_vocab_size", 2) > 1

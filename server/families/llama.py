@@ -38,5 +38,8 @@ class Llama(Family):
         limit, window = super().length_limit(config), getattr(config, "sliding_window", None)
         return min(limit, int(window)) if window else limit
 
+    def has_window(self, config: PretrainedConfig) -> bool:
+        return bool(getattr(config, "sliding_window", None))
+
 
 FAMILY = Llama()

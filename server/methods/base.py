@@ -136,6 +136,10 @@ class Method(ABC, Generic[Row]):
         x [tokens, d_in], y [tokens, d_out]; segments are sorted and do not overlap.
         """
 
+    def num_virtual_tokens(self, options: Mapping[str, float]) -> int:
+        """Places of the base's length that training options take from a text."""
+        return 0
+
     @abstractmethod
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         """The PEFT configuration that trains this method on a base of `family`. Imports peft."""

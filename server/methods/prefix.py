@@ -23,7 +23,7 @@ class Prefix(Method[KeysValues]):
     """head = Attn(q, [P_K; K], [P_V; V]). PEFT stores [prefix, 2 x layers x heads x head_dim], K and V in turn.
 
     PEFT also counts the prefix as positions: a text's own begin behind it. Our model class keeps them at 0, which
-    learns better and leaves the whole length to the text; the manifest says which it was.
+    learns better; the manifest says which it was.
     """
 
     name = "prefix"
@@ -59,6 +59,9 @@ class Prefix(Method[KeysValues]):
         pairs = stored.view(len(stored), site.num_layers, 2, site.num_heads, site.head_dim)
         keys, values = pairs.permute(2, 1, 3, 0, 4).unbind()  # [layers, heads, prefix, head_dim]
         return KeysValues(keys, values)
+
+    def num_virtual_tokens(self, options: Mapping[str, float]) -> int:
+        return int(options["length"])
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import PrefixTuningConfig
