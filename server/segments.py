@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -30,21 +31,25 @@ class Segments:
 
     def __init__(self) -> None:
         self._adapters: Sequence[LoadedAdapter] = ()
-        self._by_method: list[tuple[Method[Any], list[Span]]] = []
+        self._sites: dict[Method[Any], set[str]] = {}
+        self._spans: dict[Method[Any], list[Span]] = {}
 
     def begin(self, adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> None:
         """A pass over texts: text i uses adapters[i] and covers rows starts[i] to starts[i + 1]."""
-        self._adapters = adapters
+        self._adapters, self._sites = adapters, defaultdict(set)
+        for adapter in adapters:
+            self._sites[adapter.method].update(adapter.rows)
         self.move(starts)
 
     def move(self, starts: Sequence[int]) -> None:
         """From now on text i covers rows starts[i] to starts[i + 1]."""
-        spans = join(self._adapters, starts)
-        self._by_method = [(method, list(group)) for method, group in groupby(spans, key=lambda s: s.adapter.method)]
+        self._spans = defaultdict(list)
+        for span in join(self._adapters, starts):
+            self._spans[span.adapter.method].append(span)
 
     def end(self) -> None:
         """No batch is in flight."""
-        self._adapters, self._by_method = (), []
+        self._adapters, self._sites, self._spans = (), {}, {}
 
     def change_input(self, site: str, x: Tensor, is_shared: bool) -> Tensor:
         """What goes into a site, x [rows, d_in]; it is changed in place unless others read it too."""
@@ -60,11 +65,13 @@ class Segments:
         for method, segments in self._at(site):
             method.apply(x, y, segments)
 
-    def _at(self, site: str) -> Iterator[tuple[Method[Any], list[Segment[Any]]]]:
-        for method, spans in self._by_method:
-            found = [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None]
-            if found:
-                yield method, found
+    def _at(self, site: str) -> list[tuple[Method[Any], list[Segment[Any]]]]:
+        """The methods that act at a site, each with its adapters' segments."""
+        return [
+            (method, [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None])
+            for method, spans in self._spans.items()
+            if site in self._sites[method]
+        ]
 
 
 def join(adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> list[Span]:
