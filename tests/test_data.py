@@ -103,6 +103,146 @@ def test_a_bad_json_line_is_named(tmp_path: Path) -> None:
         load(str(tmp_path), None, seed=0)
 
 
+def write_lines(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def labelled(count: int) -> str:
+    return "".join(f"text {i},{'yes' if i % 2 else 'no'}\n" for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text,label\nhello, world,pos\n", "row 1 has 3 fields, the header has 2"),
+        ("text,label\nfine,pos\nhello\n", "row 2 has 1 field, the header has 2"),
+        ("text,label\nfine,pos\nhello,\n", "row 2: `label` is empty"),
+        ("text,label,label\nhello,a,b\n", "`label` twice"),
+        ("text,label, label\nhello,a,b\n", "`label` twice"),
+        ("text,label\nhello,pos\ntext,label\nbye,neg\n", "row 2 repeats the header"),
+        ("text,label\nhello,pos\n\ufefftext,label\nbye,neg\n", "row 2 repeats the header"),
+        ("text,label\nhel\0lo,pos\n", "row 1 holds a NUL"),
+        ('text,label\nhi,x\n"hello,x\nbye,y\n', "line 3"),
+    ],
+)
+def test_a_csv_file_that_can_be_read_in_two_ways_is_refused_with_the_place(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    (tmp_path / "train.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        load(str(tmp_path), None, seed=0)
+    assert "train.csv" in str(caught.value)
+
+
+def test_an_open_quote_that_swallows_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(HEADER + labelled(30) + '"wide,no\nlong,yes\nit is 5",no\n' + labelled(30))
+    with pytest.raises(DataError, match=re.escape("row 31: each of its 3 lines is a row by itself")):
+        load(str(tmp_path), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Dear Ann,\nyes", "Red, no\nwhite, or blue", "one, yes\ntwo, maybe\nthree", "a\n\nb", 'she said, ""no""\nx'],
+)
+def test_texts_of_several_lines_are_no_open_quotes(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.csv").write_text(HEADER + f'"{text}",no\n' + labelled(30))
+    splits = load(str(tmp_path), None, seed=0)
+    assert text.replace('""', '"') in {row.text for row in splits.train + splits.validation + splits.test}
+
+
+def test_blanks_and_columns_without_a_name_in_a_csv_file_change_nothing(tmp_path: Path) -> None:
+    """Spaces after commas, the nameless first column of pandas, empty lines, carriage returns, a byte order mark."""
+    content = '\n, text, "text_pair",label,\n' + "".join(f'{i},a {i}, "b, {i}", {i % 2},\n' for i in range(30))
+    (tmp_path / "train.csv").write_text(f"\ufeff{content}  \n\n".replace("\n", "\r\n"), newline="", encoding="utf-8")
+    splits = load(str(tmp_path), None, seed=0)
+    assert splits.labels == ("0", "1")
+    assert all(row.text_pair == row.text.replace("a", "b,") for row in splits.train)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a", "label": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 is nested too deeply"),
+        ('{"text": "a", "label": "x", "label": "y"}', "line 2 cannot be read: it has `label` twice"),
+        (r'{"text": "a", "label": "\ud800"}', "line 2 cannot be read: "),
+        ('["a"]', "line 2 is not an object"),
+        ('{"text": 5, "label": "x"}', "row 2: `text` is 5, not text"),
+        ('{"text": "a", "text_pair": ["b"], "label": "x"}', "row 2: `text_pair` is ['b'], not text"),
+        ('{"text": "a", "text_pair": NaN, "label": "x"}', "row 2: `text_pair` is nan, not text"),
+    ],
+)
+def test_a_json_line_that_is_not_a_row_is_refused_with_the_place(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(f'{{"text": "a", "label": "x"}}\n{line}\n')
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        load(str(path), None, seed=0, problem_type="auto" if 'label": NaN' not in line else "single_label")
+    assert str(path) in str(caught.value)
+
+
+def test_a_label_in_many_brackets_is_refused_however_many(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    for depth in range(500, 1100):  # the parser's own limit lies among them
+        path.write_text('{"text": "a", "label": ' + "[" * depth + "]" * depth + "}\n")
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            load(str(path), None, seed=0)
+
+
+def test_second_texts_are_found_though_the_first_row_has_none(tmp_path: Path) -> None:
+    lines = [{"text": f"a {i}", "label": str(i % 2)} | ({"text_pair": f"b {i}"} if i else {}) for i in range(40)]
+    splits = load(str(write_lines(tmp_path / "all.jsonl", *lines)), None, seed=0)
+    pairs = {row.text: row.text_pair for row in splits.train + splits.validation + splits.test}
+    assert pairs == {f"a {i}": f"b {i}" if i else None for i in range(40)}
+
+
+def test_second_texts_under_two_names_are_refused(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "all.jsonl",
+        {"text": "a", "text_pair": "b", "label": "x"},
+        {"text": "a", "sentence2": "b", "label": "y"},
+    )
+    with pytest.raises(DataError, match="row 2 has `sentence2`, other rows have `text_pair`"):
+        load(str(path), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (Columns(text="a", label="a"), "`a` is asked for twice"),
+        (Columns(text="a", text_pair="a", label="b"), "`a` is asked for twice"),
+        (Columns(text="a", text_pair="b", label="b"), "`b` is asked for twice"),
+        (Columns(text="label"), "columns text, text_pair, label, a, b"),
+        (Columns(label="text"), "columns text, text_pair, label, a, b"),
+    ],
+)
+def test_a_column_serves_for_one_thing(tmp_path: Path, columns: Columns, words: str) -> None:
+    (tmp_path / "all.csv").write_text("text,text_pair,label,a,b\n" + "1,2,3,4,5\n" * 9)
+    with pytest.raises(DataError, match=words):
+        load(str(tmp_path / "all.csv"), None, seed=0, columns=columns)
+
+
+def test_a_text_is_not_paired_with_itself(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("sentence1,sentence2,label\n" + "".join(f"a,b,{i % 2}\n" for i in range(30)))
+    splits = load(str(tmp_path / "all.csv"), None, seed=0, columns=Columns(text="sentence2"))
+    assert {(row.text, row.text_pair) for row in splits.train} == {("b", None)}
+
+
+@pytest.mark.parametrize("header", ["text,hypothesis,label", "text,other,label", "text,text_pair,category"])
+def test_a_split_with_other_columns_than_train_is_refused(tmp_path: Path, header: str) -> None:
+    rows = "".join(f"a {i},b {i},{i % 2}\n" for i in range(30))
+    (tmp_path / "train.csv").write_text("text,text_pair,label\n" + rows)
+    (tmp_path / "test.csv").write_text(f"{header}\n{rows}")
+    with pytest.raises(DataError, match=r"test\.csv.*train\.csv"):
+        load(str(tmp_path), None, seed=0)
+
+
+def test_a_split_in_two_files_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", 30)
+    write_lines(tmp_path / "train.jsonl", {"text": "a", "label": "x"})
+    with pytest.raises(DataError, match=r"both train\.csv and train\.jsonl"):
+        load(str(tmp_path), None, seed=0)
+
+
 def test_a_test_label_without_training_rows_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", 90)
     (tmp_path / "test.csv").write_text(HEADER + "hello,strange\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ def _row(record: Record, problem_type: ProblemType) -> Row:
 
 def _one_label(value: object, where: str) -> str:
     if isinstance(value, list | dict):
-        raise DataError(f"{where} is {value!r:.80}, not one label; train on lists with --problem-type multi_label")
+        raise DataError(
+            f"{where} is {reprlib.repr(value)}, not one label; train on lists with --problem-type multi_label"
+        )
     return str(value)
 
 
@@ -195,7 +198,9 @@ def _several_labels(value: object, where: str) -> tuple[str, ...]:
         parts = [part.strip() for part in str(value).split(SEPARATOR)] if str(value).strip() else []
     for part in parts:
         if not isinstance(part, str | int) or isinstance(part, bool) or str(part).strip() == "":
-            raise DataError(f"{where} has the label {part!r:.80}; write a list of names, or names joined by `|`")
+            raise DataError(
+                f"{where} has the label {reprlib.repr(part)}; write a list of names, or names joined by `|`"
+            )
     return tuple(sorted({str(part) for part in parts}))
 
 
@@ -205,5 +210,5 @@ def _number(value: object, where: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= MAX_NUMBER:
-        raise DataError(f"{where} is {value!r:.80}, not a finite number")
+        raise DataError(f"{where} is {reprlib.repr(value)}, not a finite number")
     return number
