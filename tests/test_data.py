@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import DataError
+from server.manifest import MAX_LABELS, ProblemType
 from training.data import Asked, Row, load, take, targets
 from training.sources import Columns
 
@@ -345,6 +346,72 @@ def test_fractions_in_json_lines_mean_numbers_and_whole_numbers_do_not(tmp_path:
     assert load(str(tmp_path / "fractions.jsonl"), None, seed=0).problem_type == "regression"
     assert load(str(tmp_path / "wholes.jsonl"), None, seed=0).problem_type == "single_label"
     assert load(str(tmp_path / "wholes.jsonl"), None, seed=0, problem_type="regression").train[0].label in range(5)
+
+
+def labels_of(path: Path, given: list[object], problem_type: Asked = "auto") -> tuple[str, tuple[str, ...]]:
+    """What a file with these labels, each on twelve rows, is taken for."""
+    lines = [{"text": f"text {i}", "label": label} for i, label in enumerate(given * 12)]
+    splits = load(str(write_lines(path / "all.jsonl", *lines)), None, seed=0, problem_type=problem_type)
+    return splits.problem_type, splits.labels
+
+
+@pytest.mark.parametrize(
+    ("given", "problem_type", "labels"),
+    [
+        ([0, 0.25, 0.5, 1], "regression", ("label",)),
+        ([1, 2.0], "regression", ("label",)),
+        ([0, 1, 2], "single_label", ("0", "1", "2")),
+        (["0.5", "1"], "single_label", ("0.5", "1")),
+        ([True, False], "single_label", ("False", "True")),
+        ([" a", "a ", "b"], "single_label", ("a", "b")),
+        ([[" a", "b"], ["a "], []], "multi_label", ("a", "b")),
+        ([["a", "b"], "a |b"], "multi_label", ("a", "b")),
+        ([[0, 1], [1]], "multi_label", ("0", "1")),
+    ],
+)
+def test_labels_mean_the_same_however_they_are_written(
+    tmp_path: Path, given: list[object], problem_type: ProblemType, labels: tuple[str, ...]
+) -> None:
+    assert labels_of(tmp_path, given) == (problem_type, labels)
+
+
+def test_fractions_are_names_where_that_is_asked_for(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, [0.5, "n/a"], "single_label") == ("single_label", ("0.5", "n/a"))
+
+
+@pytest.mark.parametrize(
+    ("given", "problem_type", "words"),
+    [
+        ([0.5, "n/a"], "auto", "row 2: `label` is 'n/a', other rows have fractions; say what they mean with --problem"),
+        ([0.5, True], "auto", "row 2: `label` is True, other rows have fractions"),
+        ([0.5, None], "auto", "row 2: `label` is empty"),
+        ([0.5, float("nan")], "auto", "row 2: `label` is nan, not a finite number"),
+        (["a", float("nan")], "single_label", "row 2: `label` is nan, not one label"),
+        (["a", " "], "auto", "row 2: `label` is empty"),
+        (["a", {"b": 1}], "auto", "row 2: `label` is {'b': 1}, not one label"),
+        (["a", {"b": 1}], "multi_label", "row 2: `label` has the label {'b': 1}"),
+        (["a", 0.5], "multi_label", "row 2: `label` has the label 0.5"),
+        (["a", True], "multi_label", "row 2: `label` has the label True"),
+        ([1, "1_000"], "regression", "row 2: `label` is '1_000', not a finite number"),
+        ([[0, 1, 1], [1, 0, 0]], "auto", "row 1: `label` is [0, 1, 1], as in every row as many zeros and ones; write"),
+    ],
+)
+def test_labels_that_can_be_read_in_two_ways_are_refused_with_the_place(
+    tmp_path: Path, given: list[object], problem_type: Asked, words: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(words)):
+        labels_of(tmp_path, given, problem_type)
+
+
+def test_more_labels_than_a_server_reads_are_refused(tmp_path: Path) -> None:
+    for count in (MAX_LABELS, MAX_LABELS + 1):
+        path = tmp_path / f"{count}.csv"
+        path.write_text(HEADER + "".join(f"text,{i}\n" for i in range(count)))
+        if count == MAX_LABELS:
+            assert len(load(str(path), None, seed=0).labels) == count
+        else:
+            with pytest.raises(DataError, match="at most 10000"):
+                load(str(path), None, seed=0)
 
 
 def test_hidden_numbers_of_a_hub_test_split_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

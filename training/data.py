@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import DataError
-from server.manifest import ProblemType
+from server.manifest import MAX_LABELS, ProblemType
 from training import sources
 from training.sources import Columns, Record, Source
 
@@ -66,11 +66,13 @@ def load(
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
     file; or `hub:name` or `hub:name/config`. train_rows: keep that many training rows, stratified by label.
-    problem_type: `auto` takes lists of labels for multi_label, numbers with a fraction for regression, and
-    everything else for single_label.
+    problem_type: `auto` takes lists of labels for multi_label, numbers with any fraction among them for regression,
+    and everything else for single_label. Labels lose the blanks around them, however they are written.
     """
     read = sources.read(spec, columns or Columns(), wants_numbers=problem_type == "regression")
     kind = _problem_type(read.splits["train"]) if problem_type == "auto" else problem_type
+    if kind == "multi_label":
+        _check_lists(read.splits["train"])
     found = {split: [_row(record, kind) for record in records] for split, records in read.splits.items()}
     rest = found["train"]
     labels = _labels(spec, read, kind, rest)
@@ -152,7 +154,32 @@ def _names(row: Row) -> tuple[str, ...]:
 def _problem_type(records: Sequence[Record]) -> ProblemType:
     if any(isinstance(record.label, list) for record in records):
         return "multi_label"
-    return "regression" if all(isinstance(record.label, float) for record in records) else "single_label"
+    if not any(isinstance(record.label, float) for record in records):
+        return "single_label"
+    for record in records:
+        # what is empty is refused in any case, by what reads the labels
+        if isinstance(record.label, bool) or (record.label and not isinstance(record.label, int | float)):
+            raise DataError(
+                f"{record.place}: `{record.column}` is {reprlib.repr(record.label)}, other rows have fractions; say "
+                "what they mean with --problem-type"
+            )
+    return "regression"
+
+
+def _check_lists(records: Sequence[Record]) -> None:
+    """Refuse a column of zeros and ones, one of them for every label, whose positions say what they mean."""
+    lists = [record.label for record in records if isinstance(record.label, list)]
+    first = records[0]
+    if (
+        len(lists) == len(records)
+        and {len(one) for one in lists} == {len(lists[0])}
+        and len(lists[0]) > 1
+        and all(isinstance(part, int | float) and part in (0, 1) for one in lists for part in one)
+    ):
+        raise DataError(
+            f"{first.place}: `{first.column}` is {reprlib.repr(first.label)}, as in every row as many zeros and ones; "
+            "write the names of the labels that are meant"
+        )
 
 
 def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -168,13 +195,15 @@ def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[R
             f"`{spec}` has {len(labels)} label in its training rows, {problem_type} classification needs at least "
             f"{fewest}"
         )
+    if len(labels) > MAX_LABELS:
+        raise DataError(f"`{spec}` has {len(labels)} labels in its training rows, an adapter has at most {MAX_LABELS}")
     return labels
 
 
 def _row(record: Record, problem_type: ProblemType) -> Row:
     """Understand the label of a row. Raises DataError naming row and column."""
     value, where = record.label, f"{record.place}: `{record.column}`"
-    if value is None or (value == "" and problem_type != "multi_label"):
+    if value is None or (isinstance(value, str) and not value.strip() and problem_type != "multi_label"):
         raise DataError(f"{where} is empty")
     readers: dict[ProblemType, Callable[[object, str], Label]]
     readers = {"single_label": _one_label, "multi_label": _several_labels, "regression": _number}
@@ -182,31 +211,35 @@ def _row(record: Record, problem_type: ProblemType) -> Row:
 
 
 def _one_label(value: object, where: str) -> str:
-    if isinstance(value, list | dict):
+    if isinstance(value, list):
         raise DataError(
             f"{where} is {reprlib.repr(value)}, not one label; train on lists with --problem-type multi_label"
         )
-    return str(value)
+    if not isinstance(value, str | int | float) or value != value:
+        raise DataError(f"{where} is {reprlib.repr(value)}, not one label")
+    return str(value).strip()
 
 
 def _several_labels(value: object, where: str) -> tuple[str, ...]:
     """A list, or text with the labels joined by `|`; nothing at all is a text without labels."""
     parts: list[object]
-    if isinstance(value, list):
-        parts = value
+    if isinstance(value, str):
+        parts = list(value.split(SEPARATOR)) if value.strip() else []
     else:
-        parts = [part.strip() for part in str(value).split(SEPARATOR)] if str(value).strip() else []
+        parts = value if isinstance(value, list) else [value]
     for part in parts:
         if not isinstance(part, str | int) or isinstance(part, bool) or str(part).strip() == "":
             raise DataError(
                 f"{where} has the label {reprlib.repr(part)}; write a list of names, or names joined by `|`"
             )
-    return tuple(sorted({str(part) for part in parts}))
+    return tuple(sorted({str(part).strip() for part in parts}))
 
 
 def _number(value: object, where: str) -> float:
     try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        # Python reads underscores in numbers, nobody else does
+        is_number = isinstance(value, str | int | float) and not isinstance(value, bool) and "_" not in str(value)
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= MAX_NUMBER:

@@ -132,7 +132,8 @@ def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
     chosen = _choose(found["train"].column_names, columns, usual, spec)
     label = chosen.label
     kind = found["train"].features[label]
-    order = [] if usual is NUMBER_COLUMNS else list(getattr(getattr(kind, "feature", kind), "names", None) or [])
+    names = getattr(getattr(kind, "feature", kind), "names", None) or []
+    order = [] if usual is NUMBER_COLUMNS else [name.strip() for name in names]
     splits = {}
     for split in SPLITS:
         if split in found and (split == "train" or _is_labelled(found[split][label], order)):
