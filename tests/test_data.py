@@ -335,7 +335,7 @@ def test_numbers_are_read_from_their_own_column_and_cut_by_rank(tmp_path: Path) 
     assert found.train[0].text_pair is not None
     tenths = Counter(int(row.label // 2) for row in found.train if isinstance(row.label, float))
     assert all(4 <= tenths[tenth] <= 6 for tenth in range(10))
-    assert targets(found.train, found.labels, "regression").dtype == "float32"
+    assert targets(found.train, found.labels, "regression").dtype == "float64"
     assert load(path, 50, seed=0).labels == ("name0", "name1")
 
 
@@ -412,6 +412,51 @@ def test_more_labels_than_a_server_reads_are_refused(tmp_path: Path) -> None:
         else:
             with pytest.raises(DataError, match="at most 10000"):
                 load(str(path), None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("centre", "step", "fine"),
+    [
+        (1.7e9, 1e6, True),
+        (1.7e9, 10, False),
+        (-1.7e9, 10, False),
+        (0, 2e-15, True),
+        (0, 1e-15, False),
+        (0.1, 1e-7, False),
+        (2**23, 257 * 2**0.5, True),  # there float32 has whole numbers only
+        (2**23, 255 * 2**0.5, False),
+    ],
+)
+def test_numbers_whose_spread_a_server_could_not_answer_are_refused(
+    tmp_path: Path, centre: float, step: float, fine: bool
+) -> None:
+    """The step is the distance of every other number from the centre: it is the spread times the root of 2."""
+    numbers = [centre, centre + step, centre, centre - step] * 30
+    lines = [{"text": f"text {i}", "stars": number} for i, number in enumerate(numbers)]
+    for split in ("train", "validation", "test"):
+        write_lines(tmp_path / f"{split}.jsonl", *lines)
+    columns = Columns(label="stars")
+    if fine:
+        found = load(str(tmp_path), None, 0, columns, "regression")
+        assert set(targets(found.train, found.labels, "regression").tolist()) == set(numbers)
+    else:
+        with pytest.raises(DataError, match=r"`stars`.*float32"):
+            load(str(tmp_path), None, 0, columns, "regression")
+
+
+def test_numbers_that_one_far_away_makes_all_the_same_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        lines = [{"text": f"text {i}", "label": i / 100 if i else 1e12} for i in range(100)]
+        write_lines(tmp_path / f"{split}.jsonl", *lines)
+    with pytest.raises(DataError, match=r"`label` has 100 different numbers from 0\.01 to 1e\+12"):
+        load(str(tmp_path), None, seed=0)
+
+
+def test_a_few_rows_with_the_same_number_are_refused(tmp_path: Path) -> None:
+    lines = [{"text": f"text {i}", "label": i % 2 / 2} for i in range(40)]
+    path = write_lines(tmp_path / "all.jsonl", *lines)
+    with pytest.raises(DataError, match="same number"):
+        load(str(path), 1, seed=0)
 
 
 def test_hidden_numbers_of_a_hub_test_split_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,11 @@ SEPARATOR = "|"
 """Between the labels of one text where a file has no lists."""
 NUM_BINS = 10
 MAX_NUMBER = 1e15
-"""Squares of what is trained on must not overflow float32."""
+"""Squares of what is answered must not overflow float32."""
+STEPS = 256
+"""Of float32, in the spread of numbers: rounding an answer then adds at most 1/512 of the spread to its error."""
+MIN_SPREAD = 1e-15
+"""Weights of a head that are multiplied by it, and numbers that are divided by it, must stay within float32."""
 MAX_VALIDATION_ROWS = 250
 TEST_SHARE = 0.2
 
@@ -95,17 +99,19 @@ def load(
         unknown = {label for row in rows for label in _names(row)} - set(labels)
         if unknown:
             raise DataError(f"`{spec}`: {split} has the label `{min(unknown)}`, which no training row has")
+    if kind == "regression":
+        _check_spread(f"`{spec}`: `{labels[0]}`", targets(rest, labels, kind))
     return Splits(read.name, kind, labels, rest, validation, test)
 
 
 def targets(rows: Sequence[Row], labels: Sequence[str], problem_type: ProblemType) -> NDArray[Any]:
-    """What a head is to answer, as transformers' losses take it.
+    """What a head is to answer, labels as transformers' losses take them.
 
     single_label: the label's index, int64 [rows]; multi_label: 0 or 1, float32 [rows, labels]; regression: the
-    number, float32 [rows].
+    number, float64 [rows], as what is far from 0 has to be brought near it before it is float32 (`Scale.shrink`).
     """
     if problem_type == "regression":
-        return np.array([row.label for row in rows], dtype=np.float32)
+        return np.array([row.label for row in rows], dtype=np.float64)
     index = {label: position for position, label in enumerate(labels)}
     if problem_type == "single_label":
         return np.array([index[name] for row in rows for name in _names(row)], dtype=np.int64)
@@ -184,8 +190,6 @@ def _check_lists(records: Sequence[Record]) -> None:
 
 def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[Row]) -> tuple[str, ...]:
     if problem_type == "regression":
-        if len({row.label for row in rows}) < 2:
-            raise DataError(f"`{spec}` has the same number in all its training rows; there is nothing to learn")
         return (read.splits["train"][0].column,)
     names = {name for row in rows for name in _names(row)}
     labels = tuple(sorted(names, key=read.order.index if read.order else None))
@@ -198,6 +202,25 @@ def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[R
     if len(labels) > MAX_LABELS:
         raise DataError(f"`{spec}` has {len(labels)} labels in its training rows, an adapter has at most {MAX_LABELS}")
     return labels
+
+
+def _check_spread(where: str, numbers: NDArray[np.float64]) -> None:
+    """Refuse numbers that a server, whose logits are float32 in the data's own unit, could not tell apart."""
+    if np.ptp(numbers) == 0:
+        raise DataError(f"{where} has the same number in all training rows; there is nothing to learn")
+    centre, spread = float(numbers.mean()), float(numbers.std())
+    needed = max(MIN_SPREAD, STEPS * float(np.spacing(np.float32(abs(centre)))))
+    if spread < needed:
+        raise DataError(
+            f"{where} has a mean of {centre:.6g} and a standard deviation of {spread:.3g}; answers are float32, which "
+            f"takes at least {needed:.3g} there: subtract a constant, or take another unit"
+        )
+    different, left = len(np.unique(numbers)), len(np.unique(((numbers - centre) / spread).astype(np.float32)))
+    if left < different / 2:
+        raise DataError(
+            f"{where} has {different} different numbers from {numbers.min():.6g} to {numbers.max():.6g}, of which "
+            f"float32 tells {left} apart in units of their spread; take out those that lie far from the others"
+        )
 
 
 def _row(record: Record, problem_type: ProblemType) -> Row:
