@@ -282,6 +282,49 @@ def test_a_hub_test_split_with_hidden_labels_is_not_used(monkeypatch: pytest.Mon
     assert all(row.text != "secret" for row in splits.test)
 
 
+@pytest.mark.parametrize("hidden", [-1, None])
+def test_hub_rows_without_a_label_are_left_out(hidden: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in SNLI, where -1 marks pairs on which the annotators do not agree; it is not the last of the labels."""
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    given = [0, 1, hidden]
+    part = datasets.Dataset.from_dict(
+        {"text": [f"text {i}" for i in range(60)], "label": [given[i % 3] for i in range(60)]}, features=features
+    )
+    found = datasets.DatasetDict({"train": part, "test": part})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: found)
+    splits = load("hub:some/set", None, seed=0)
+    assert len(splits.train) + len(splits.validation) == len(splits.test) == 40
+    assert Counter(row.label for row in splits.test) == {"no": 20, "yes": 20}
+    assert all((int(row.text[5:]) % 3 == 1) == (row.label == "yes") for row in splits.train)
+
+
+def test_a_hub_test_split_without_a_column_of_labels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    train = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20})
+    found = datasets.DatasetDict({"train": train, "test": datasets.Dataset.from_dict({"text": ["secret"]})})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: found)
+    assert len(load("hub:some/set", None, seed=0).test) == 8
+
+
+@pytest.mark.parametrize(
+    ("label", "words"), [([-1], "row 1: `label` is -1, which none of its 2"), (-1, "no rows with")]
+)
+def test_hub_labels_that_have_no_name_are_refused(label: object, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.List(names) if isinstance(label, list) else names}
+    )
+    train = datasets.Dataset.from_dict({"text": ["a"] * 9, "label": [label] * 9}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config: datasets.DatasetDict({"train": train}))
+    with pytest.raises(DataError, match=words):
+        load("hub:some/set", None, seed=0)
+
+
 def several_csv(path: Path, count: int) -> Path:
     """Every text is long or short, and loud or not, or neither."""
     given = ["", "long", "loud", "long|loud"]

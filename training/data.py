@@ -69,9 +69,10 @@ def load(
     """Read a data set and cut what is missing, the same for the same seed. Raises DataError.
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
-    file; or `hub:name` or `hub:name/config`. train_rows: keep that many training rows, stratified by label.
-    problem_type: `auto` takes lists of labels for multi_label, numbers with any fraction among them for regression,
-    and everything else for single_label. Labels lose the blanks around them, however they are written.
+    file; or `hub:name` or `hub:name/config`, whose rows without a label are left out. train_rows: keep that many
+    training rows, stratified by label. problem_type: `auto` takes lists of labels for multi_label, numbers with any
+    fraction among them for regression, and everything else for single_label. Labels lose the blanks around them,
+    however they are written.
     """
     read = sources.read(spec, columns or Columns(), wants_numbers=problem_type == "regression")
     kind = _problem_type(read.splits["train"]) if problem_type == "auto" else problem_type

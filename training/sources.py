@@ -6,7 +6,6 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A", "premise", "quest
 PAIR_COLUMNS = ("text_pair", "sentence2", "sentence_B", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "intent", "category")
 NUMBER_COLUMNS = ("score", "relatedness_score", "similarity_score", "rating", "label", "labels")
+HIDDEN = (-1, None)
+"""What a hub data set writes where it tells no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,31 +131,43 @@ def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
     if "train" not in found:
         raise DataError(f"data set `{name}` has no train split; it has {', '.join(found)}")
     chosen = _choose(found["train"].column_names, columns, usual, spec)
-    label = chosen.label
-    kind = found["train"].features[label]
+    kind = found["train"].features[chosen.label]
     names = getattr(getattr(kind, "feature", kind), "names", None) or []
     order = [] if usual is NUMBER_COLUMNS else [name.strip() for name in names]
     splits = {}
     for split in SPLITS:
-        if split in found and (split == "train" or _is_labelled(found[split][label], order)):
-            records = ({**record, label: _named(record[label], order)} for record in found[split])
-            splits[split] = _records(records, chosen, f"{spec} {split}")
+        if split in found and chosen.label in found[split].column_names:
+            records = _hub_records(found[split], chosen, order, f"{spec} {split}")
+            if records:
+                splits[split] = records
+    if "train" not in splits:
+        raise DataError(f"data set `{name}` has no rows with a label in its train split")
     return Source(name, splits, order)
 
 
-def _named(value: Any, order: Sequence[str]) -> object:
+def _hub_records(rows: Any, chosen: _Chosen, order: Sequence[str], source: str) -> list[Record]:
+    """The rows that have a label: -1 stands for none, in parts of a set with named labels and in hidden test splits."""
+    values = rows[chosen.label]
+    if not order and all(value in HIDDEN for value in values):
+        return []
+    records = []
+    for number, row in enumerate(rows, 1):
+        value, place = row[chosen.label], f"`{source}` row {number}"
+        if not order or value not in HIDDEN:
+            named = _named(value, order, f"{place}: `{chosen.label}`")
+            records.append(_record({**row, chosen.label: named}, chosen, place))
+    return records
+
+
+def _named(value: Any, order: Sequence[str], where: str) -> object:
     """Names in the place of the numbers that a hub data set has for its labels."""
     if not order:
         return value
-    return [order[one] for one in value] if isinstance(value, list) else order[value]
-
-
-def _is_labelled(values: Sequence[Any], order: Sequence[str]) -> bool:
-    """Public test splits often hide their labels: they are all -1 there."""
-    if not order:
-        return any(value != -1 for value in values)
-    flat = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
-    return all(isinstance(value, int) and 0 <= value < len(order) for value in flat)
+    if isinstance(value, list):
+        return [_named(one, order, where) for one in value]
+    if not isinstance(value, int) or not 0 <= value < len(order):
+        raise DataError(f"{where} is {reprlib.repr(value)}, which none of its {len(order)} names stands for")
+    return order[value]
 
 
 def _records(rows: Iterable[Mapping[str, object]], chosen: _Chosen, source: str) -> list[Record]:
