@@ -124,6 +124,7 @@ def labelled(count: int) -> str:
         ("text,label\nhello,pos\ntext,label\nbye,neg\n", "row 2 repeats the header"),
         ("text,label\nhello,pos\n\ufefftext,label\nbye,neg\n", "row 2 repeats the header"),
         ("text,label\nhel\0lo,pos\n", "row 1 holds a NUL"),
+        ("text,label\nhello,pos\n\0\0\0", "row 2 holds a NUL"),
         ('text,label\nhi,x\n"hello,x\nbye,y\n', "line 3"),
     ],
 )

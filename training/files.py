@@ -81,11 +81,11 @@ def _csv(lines: Sequence[str], source: str) -> Rows:
 
 
 def _check_cells(cells: Sequence[str], header: Sequence[str], place: str) -> None:
+    if any("\0" in cell for cell in cells):
+        raise DataError(f"{place} holds a NUL character, which no text has; the file is damaged")
     if len(cells) != len(header):
         fields = f"{len(cells)} field{'s' if len(cells) > 1 else ''}"
         raise DataError(f"{place} has {fields}, the header has {len(header)}; a text with commas stands in quotes")
-    if any("\0" in cell for cell in cells):
-        raise DataError(f"{place} holds a NUL character, which no text has; the file is damaged")
     if [cell.strip().lstrip(BYTE_ORDER_MARK) for cell in cells] == header:
         raise DataError(f"{place} repeats the header; files that are joined need it once")
 
