@@ -235,9 +235,10 @@ def test_the_floor_learns_the_words_of_numbers() -> None:
 
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_numbers_keep_their_unit_through_a_folded_layer(has_bias: bool) -> None:
-    numbers = np.random.default_rng(0).normal(300, 20, 500).astype(np.float32)
+    numbers = np.random.default_rng(0).normal(300, 20, 500)
     scale = Scale.of(numbers, has_bias)
     small = scale.shrink(numbers)
+    assert small.dtype == np.float32
     assert np.sqrt((small**2).mean()) == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(scale.restore(small), numbers, rtol=1e-5)
     layer, x = torch.nn.Linear(3, 1, bias=has_bias), torch.randn(7, 3)
@@ -246,7 +247,20 @@ def test_numbers_keep_their_unit_through_a_folded_layer(has_bias: bool) -> None:
     np.testing.assert_allclose(layer(x).detach().numpy(), scale.restore(before), rtol=1e-4)
 
 
+def test_numbers_far_from_0_stay_different() -> None:
+    numbers = 1.7e9 + np.arange(56.0)
+    small = Scale.of(numbers, True).shrink(numbers)
+    assert len(np.unique(small)) == 56
+    np.testing.assert_allclose(Scale.of(numbers, True).restore(small), numbers, atol=1e-4, rtol=0)
+
+
+def test_numbers_that_need_no_scale_are_float32_too() -> None:
+    numbers = np.array([-1.0, 1.0])
+    assert Scale.of(numbers, True) == Scale()
+    assert Scale().shrink(numbers).dtype == np.float32
+
+
 def test_numbers_that_are_all_the_same_can_be_shrunk() -> None:
-    numbers = np.full(4, 7.0, dtype=np.float32)
+    numbers = np.full(4, 7.0)
     assert Scale.of(numbers, True) == Scale(7.0, 1.0)
-    assert Scale.of(np.zeros(4, dtype=np.float32), False) == Scale()
+    assert Scale.of(np.zeros(4), False) == Scale()

@@ -296,6 +296,28 @@ def test_a_server_answers_numbers_in_the_unit_of_the_data(
     assert "test RMSE" in out
 
 
+def test_a_server_answers_numbers_that_are_far_from_0(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Seconds since 1970, a million apart, where float32 has steps of 128."""
+    data, recipe, rng = tmp_path / "times", tmp_path / "recipe.toml", random.Random(0)
+    data.mkdir()
+    for split, count in (("train", 200), ("test", 40)):
+        words = [rng.randint(0, 1) for _ in range(count)]
+        rows = "".join(
+            f"word{word} word{i},word{i + 50},{1_700_000_000 + 1e6 * word}\n" for i, word in enumerate(words)
+        )
+        (data / f"{split}.csv").write_text("text,text_pair,score\n" + rows)
+    recipe.write_text('epochs = 8\nmax_length = 32\nprecision = "float32"\n')
+    arguments = ("--data", data, "--method", "lora", "--base", base_folders["bert"], "--recipe", recipe)
+    manifest = trained(tmp_path / "adapters" / "a", *arguments, "--problem-type", "regression")
+    _, rows_read, scores = served(tmp_path / "adapters", "a", base_folders["bert"], data)
+    truth, given = [float(row["score"]) for row in rows_read], scores[:, 0].tolist()
+    assert manifest.training is not None
+    measured = manifest.training.metrics
+    assert measured["test_pearson"].value == pytest.approx(pearsonr(truth, given).statistic, abs=1e-3)
+    assert measured["test_pearson"].value > 0.8
+    assert measured["test_rmse"].value == pytest.approx(root_mean_squared_error(truth, given), rel=1e-3)
+
+
 @pytest.mark.parametrize("pooling", ["last", "native"])
 @pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
 def test_our_class_and_the_stock_one_learn_by_the_same_loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import DataError
-from server.manifest import ProblemType
+from server.manifest import MAX_LABELS, ProblemType
 from training import sources
 from training.sources import Columns, Record, Source
 
@@ -25,7 +26,11 @@ SEPARATOR = "|"
 """Between the labels of one text where a file has no lists."""
 NUM_BINS = 10
 MAX_NUMBER = 1e15
-"""Squares of what is trained on must not overflow float32."""
+"""Squares of what is answered must not overflow float32."""
+STEPS = 256
+"""Of float32, in the spread of numbers: rounding an answer then adds at most 1/512 of the spread to its error."""
+MIN_SPREAD = 1e-15
+"""Weights of a head that are multiplied by it, and numbers that are divided by it, must stay within float32."""
 MAX_VALIDATION_ROWS = 250
 TEST_SHARE = 0.2
 
@@ -64,12 +69,15 @@ def load(
     """Read a data set and cut what is missing, the same for the same seed. Raises DataError.
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
-    file; or `hub:name` or `hub:name/config`. train_rows: keep that many training rows, stratified by label.
-    problem_type: `auto` takes lists of labels for multi_label, numbers with a fraction for regression, and
-    everything else for single_label.
+    file; or `hub:name` or `hub:name/config`, whose rows without a label are left out. train_rows: keep that many
+    training rows, stratified by label. problem_type: `auto` takes lists of labels for multi_label, numbers with any
+    fraction among them for regression, and everything else for single_label. Labels lose the blanks around them,
+    however they are written.
     """
     read = sources.read(spec, columns or Columns(), wants_numbers=problem_type == "regression")
     kind = _problem_type(read.splits["train"]) if problem_type == "auto" else problem_type
+    if kind == "multi_label":
+        _check_lists(read.splits["train"])
     found = {split: [_row(record, kind) for record in records] for split, records in read.splits.items()}
     rest = found["train"]
     labels = _labels(spec, read, kind, rest)
@@ -92,17 +100,19 @@ def load(
         unknown = {label for row in rows for label in _names(row)} - set(labels)
         if unknown:
             raise DataError(f"`{spec}`: {split} has the label `{min(unknown)}`, which no training row has")
+    if kind == "regression":
+        _check_spread(f"`{spec}`: `{labels[0]}`", targets(rest, labels, kind))
     return Splits(read.name, kind, labels, rest, validation, test)
 
 
 def targets(rows: Sequence[Row], labels: Sequence[str], problem_type: ProblemType) -> NDArray[Any]:
-    """What a head is to answer, as transformers' losses take it.
+    """What a head is to answer, labels as transformers' losses take them.
 
     single_label: the label's index, int64 [rows]; multi_label: 0 or 1, float32 [rows, labels]; regression: the
-    number, float32 [rows].
+    number, float64 [rows], as what is far from 0 has to be brought near it before it is float32 (`Scale.shrink`).
     """
     if problem_type == "regression":
-        return np.array([row.label for row in rows], dtype=np.float32)
+        return np.array([row.label for row in rows], dtype=np.float64)
     index = {label: position for position, label in enumerate(labels)}
     if problem_type == "single_label":
         return np.array([index[name] for row in rows for name in _names(row)], dtype=np.int64)
@@ -151,13 +161,36 @@ def _names(row: Row) -> tuple[str, ...]:
 def _problem_type(records: Sequence[Record]) -> ProblemType:
     if any(isinstance(record.label, list) for record in records):
         return "multi_label"
-    return "regression" if all(isinstance(record.label, float) for record in records) else "single_label"
+    if not any(isinstance(record.label, float) for record in records):
+        return "single_label"
+    for record in records:
+        # what is empty is refused in any case, by what reads the labels
+        if isinstance(record.label, bool) or (record.label and not isinstance(record.label, int | float)):
+            raise DataError(
+                f"{record.place}: `{record.column}` is {reprlib.repr(record.label)}, other rows have fractions; say "
+                "what they mean with --problem-type"
+            )
+    return "regression"
+
+
+def _check_lists(records: Sequence[Record]) -> None:
+    """Refuse a column of zeros and ones, one of them for every label, whose positions say what they mean."""
+    lists = [record.label for record in records if isinstance(record.label, list)]
+    first = records[0]
+    if (
+        len(lists) == len(records)
+        and {len(one) for one in lists} == {len(lists[0])}
+        and len(lists[0]) > 1
+        and all(isinstance(part, int | float) and part in (0, 1) for one in lists for part in one)
+    ):
+        raise DataError(
+            f"{first.place}: `{first.column}` is {reprlib.repr(first.label)}, as in every row as many zeros and ones; "
+            "write the names of the labels that are meant"
+        )
 
 
 def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[Row]) -> tuple[str, ...]:
     if problem_type == "regression":
-        if len({row.label for row in rows}) < 2:
-            raise DataError(f"`{spec}` has the same number in all its training rows; there is nothing to learn")
         return (read.splits["train"][0].column,)
     names = {name for row in rows for name in _names(row)}
     labels = tuple(sorted(names, key=read.order.index if read.order else None))
@@ -167,13 +200,34 @@ def _labels(spec: str, read: Source, problem_type: ProblemType, rows: Sequence[R
             f"`{spec}` has {len(labels)} label in its training rows, {problem_type} classification needs at least "
             f"{fewest}"
         )
+    if len(labels) > MAX_LABELS:
+        raise DataError(f"`{spec}` has {len(labels)} labels in its training rows, an adapter has at most {MAX_LABELS}")
     return labels
+
+
+def _check_spread(where: str, numbers: NDArray[np.float64]) -> None:
+    """Refuse numbers that a server, whose logits are float32 in the data's own unit, could not tell apart."""
+    if np.ptp(numbers) == 0:
+        raise DataError(f"{where} has the same number in all training rows; there is nothing to learn")
+    centre, spread = float(numbers.mean()), float(numbers.std())
+    needed = max(MIN_SPREAD, STEPS * float(np.spacing(np.float32(abs(centre)))))
+    if spread < needed:
+        raise DataError(
+            f"{where} has a mean of {centre:.6g} and a standard deviation of {spread:.3g}; answers are float32, which "
+            f"takes at least {needed:.3g} there: subtract a constant, or take another unit"
+        )
+    different, left = len(np.unique(numbers)), len(np.unique(((numbers - centre) / spread).astype(np.float32)))
+    if left < different / 2:
+        raise DataError(
+            f"{where} has {different} different numbers from {numbers.min():.6g} to {numbers.max():.6g}, of which "
+            f"float32 tells {left} apart in units of their spread; take out those that lie far from the others"
+        )
 
 
 def _row(record: Record, problem_type: ProblemType) -> Row:
     """Understand the label of a row. Raises DataError naming row and column."""
     value, where = record.label, f"{record.place}: `{record.column}`"
-    if value is None or (value == "" and problem_type != "multi_label"):
+    if value is None or (isinstance(value, str) and not value.strip() and problem_type != "multi_label"):
         raise DataError(f"{where} is empty")
     readers: dict[ProblemType, Callable[[object, str], Label]]
     readers = {"single_label": _one_label, "multi_label": _several_labels, "regression": _number}
@@ -181,29 +235,37 @@ def _row(record: Record, problem_type: ProblemType) -> Row:
 
 
 def _one_label(value: object, where: str) -> str:
-    if isinstance(value, list | dict):
-        raise DataError(f"{where} is {value!r:.80}, not one label; train on lists with --problem-type multi_label")
-    return str(value)
+    if isinstance(value, list):
+        raise DataError(
+            f"{where} is {reprlib.repr(value)}, not one label; train on lists with --problem-type multi_label"
+        )
+    if not isinstance(value, str | int | float) or value != value:
+        raise DataError(f"{where} is {reprlib.repr(value)}, not one label")
+    return str(value).strip()
 
 
 def _several_labels(value: object, where: str) -> tuple[str, ...]:
     """A list, or text with the labels joined by `|`; nothing at all is a text without labels."""
     parts: list[object]
-    if isinstance(value, list):
-        parts = value
+    if isinstance(value, str):
+        parts = list(value.split(SEPARATOR)) if value.strip() else []
     else:
-        parts = [part.strip() for part in str(value).split(SEPARATOR)] if str(value).strip() else []
+        parts = value if isinstance(value, list) else [value]
     for part in parts:
         if not isinstance(part, str | int) or isinstance(part, bool) or str(part).strip() == "":
-            raise DataError(f"{where} has the label {part!r:.80}; write a list of names, or names joined by `|`")
-    return tuple(sorted({str(part) for part in parts}))
+            raise DataError(
+                f"{where} has the label {reprlib.repr(part)}; write a list of names, or names joined by `|`"
+            )
+    return tuple(sorted({str(part).strip() for part in parts}))
 
 
 def _number(value: object, where: str) -> float:
     try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        # Python reads underscores in numbers, nobody else does
+        is_number = isinstance(value, str | int | float) and not isinstance(value, bool) and "_" not in str(value)
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= MAX_NUMBER:
-        raise DataError(f"{where} is {value!r:.80}, not a finite number")
+        raise DataError(f"{where} is {reprlib.repr(value)}, not a finite number")
     return number

@@ -106,11 +106,10 @@ def train(run: Run) -> Outcome | None:
 
     tokenizer, truth = Tokenizer(folder), _truth(splits)
     has_bias = family.head_has_bias or plan.pooling != "native"
-    scale = Scale.of(truth["train"], has_bias) if splits.problem_type == "regression" else Scale()
-    sets = {
-        name: Texts(rows, scale.shrink(truth[name]), tokenizer, plan.max_length)
-        for name, rows in _by_name(splits).items()
-    }
+    scale = Scale.of(truth["train"], has_bias) if splits.problem_type == "regression" else None
+    if scale is not None:
+        truth = {name: scale.shrink(numbers) for name, numbers in truth.items()}
+    sets = {name: Texts(rows, truth[name], tokenizer, plan.max_length) for name, rows in _by_name(splits).items()}
     set_seed(run.seed)
     model = _make_model(folder, plan, method, family, splits, sets["train"])
     with TemporaryDirectory() as scratch:
@@ -118,7 +117,8 @@ def train(run: Run) -> Outcome | None:
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.work)) if run.work else None)
         train_s = time.perf_counter() - began
-        scale.fold(_last_layer(model, family))
+        if scale is not None:
+            scale.fold(_last_layer(model, family))
         measured, calibration = _measure(trainer, sets, splits.problem_type, scale)
         if not trainer.is_world_process_zero():
             return None
@@ -288,7 +288,7 @@ def _last_layer(model: PeftModel, family: Family) -> nn.Linear:
 
 
 def _measure(
-    trainer: Trainer, sets: Mapping[str, Texts], problem_type: ProblemType, scale: Scale
+    trainer: Trainer, sets: Mapping[str, Texts], problem_type: ProblemType, scale: Scale | None
 ) -> tuple[dict[str, Metric], Calibration]:
     """The figures of validation and test, and what was chosen on the validation rows."""
     measured: dict[str, Metric] = {}
@@ -296,7 +296,9 @@ def _measure(
     for split in ("validation", "test"):
         result = trainer.predict(sets[split])
         # the truth comes from the result: the Trainer sorts the rows by length
-        truth: NDArray[Any] = scale.restore(np.asarray(result.label_ids))
+        truth: NDArray[Any] = np.asarray(result.label_ids)
+        if scale is not None:
+            truth = scale.restore(truth)
         logits: NDArray[np.float64] = np.asarray(result.predictions, dtype=np.float64)
         if not bool(np.isfinite(logits).all()):
             raise TrainingFailed("the logits are not finite any more: training diverged; take a lower learning rate")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,21 +18,19 @@ class Scale:
     size: float = 1.0
 
     @staticmethod
-    def of(numbers: NDArray[Any], has_bias: bool) -> Scale:
+    def of(numbers: NDArray[np.float64], has_bias: bool) -> Scale:
         """Mean and standard deviation; where no bias could hold the mean, 0 and the root mean square."""
-        centre = float(numbers.mean(dtype=np.float64)) if has_bias else 0.0
-        size = float(np.sqrt(np.mean((numbers.astype(np.float64) - centre) ** 2)))
+        centre = float(numbers.mean()) if has_bias else 0.0
+        size = float(np.sqrt(np.mean((numbers - centre) ** 2)))
         return Scale(centre, size or 1.0)
 
-    def shrink(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """From the data's unit to that of training; labels stay as they are."""
-        if self == Scale():
-            return numbers
-        return ((numbers - self.centre) / self.size).astype(numbers.dtype)
+    def shrink(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """From the data's unit to that of training, which float32 can hold."""
+        return ((numbers - self.centre) / self.size).astype(np.float32)
 
-    def restore(self, numbers: NDArray[Any]) -> NDArray[Any]:
+    def restore(self, numbers: NDArray[np.float32]) -> NDArray[np.float64]:
         """Back to the data's unit."""
-        return numbers if self == Scale() else numbers * self.size + self.centre
+        return numbers.astype(np.float64) * self.size + self.centre
 
     @torch.no_grad()
     def fold(self, layer: nn.Linear) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from server.errors import DataError
+from training import files
+from training.files import Rows
 
 HUB = "hub:"
-SUFFIXES = (".csv", ".jsonl")
+SPLITS = ("train", "validation", "test")
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence_A", "premise", "question", "content", "query")
 PAIR_COLUMNS = ("text_pair", "sentence2", "sentence_B", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "intent", "category")
 NUMBER_COLUMNS = ("score", "relatedness_score", "similarity_score", "rating", "label", "labels")
+HIDDEN = (-1, None)
+"""What a hub data set writes where it tells no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,19 @@ class Columns:
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Names of the columns that are read."""
+
+    text: str
+    text_pair: str | None
+    label: str
+
+    def __str__(self) -> str:
+        second = "no second texts" if self.text_pair is None else f"second texts in `{self.text_pair}`"
+        return f"texts in `{self.text}`, {second} and labels in `{self.label}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +76,45 @@ def read(spec: str, columns: Columns, wants_numbers: bool) -> Source:
 
 def _from_disk(path: Path, columns: Columns, usual: Sequence[str]) -> Source:
     if path.is_file():
-        return Source(path.stem, {"train": _read_file(path, columns, usual)})
+        return Source(path.stem, {"train": _read_file(path, columns, usual)[1]})
     if not path.is_dir():
         raise DataError(f"data `{path}` is neither a folder nor a file; a hub data set is written hub:name")
-    found = {}
-    for split in ("train", "validation", "test"):
-        files = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if files:
-            found[split] = _read_file(files[0], columns, usual)
-    if "train" not in found:
+    paths = {split: file for split in SPLITS if (file := _file_of(path, split)) is not None}
+    if "train" not in paths:
         raise DataError(f"folder `{path}` has neither train.csv nor train.jsonl")
-    return Source(path.resolve().name, found)
+    found = {split: _read_file(file, columns, usual) for split, file in paths.items()}
+    for split, (chosen, _) in found.items():
+        if chosen != found["train"][0]:
+            raise DataError(
+                f"`{paths[split]}` has {chosen}, but `{paths['train']}` has {found['train'][0]}; all splits of a "
+                "data set have the same columns"
+            )
+    return Source(path.resolve().name, {split: records for split, (_, records) in found.items()})
 
 
-def _read_file(path: Path, columns: Columns, usual: Sequence[str]) -> list[Record]:
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"`{path}` is not read; a data file ends in {' or '.join(SUFFIXES)}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                return _records(csv.DictReader(file, strict=True), columns, usual, str(path))
-            lines = (_object(line, path, number) for number, line in enumerate(file, 1) if line.strip())
-            return _records(lines, columns, usual, str(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"`{path}` cannot be read: {error}") from error
+def _file_of(folder: Path, split: str) -> Path | None:
+    there = [file for suffix in files.SUFFIXES if (file := folder / f"{split}{suffix}").is_file()]
+    if len(there) > 1:
+        raise DataError(f"folder `{folder}` has both {' and '.join(file.name for file in there)}; keep one of them")
+    return there[0] if there else None
 
 
-def _object(line: str, path: Path, number: int) -> Mapping[str, object]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"`{path}` line {number} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"`{path}` line {number} is not an object")
-    return record
+def _read_file(path: Path, columns: Columns, usual: Sequence[str]) -> tuple[_Chosen, list[Record]]:
+    read = files.read(path)
+    chosen = _choose(read.names, columns, usual, str(path))
+    read.check_quotes(chosen.label)
+    if columns.text_pair is None and chosen.text_pair is not None:
+        _check_pairs(read, chosen.text_pair)
+    return chosen, _records(read.rows, chosen, str(path))
+
+
+def _check_pairs(read: Rows, pair: str) -> None:
+    """Rows of JSON Lines may leave out their second text, but not have it under another usual name."""
+    others = [name for name in PAIR_COLUMNS if name != pair]
+    for number, row in enumerate(read.rows, 1):
+        other = next((name for name in others if row.get(name)), None)
+        if pair not in row and other is not None:
+            raise DataError(f"`{read.source}` row {number} has `{other}`, other rows have `{pair}`; take one name")
 
 
 def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
@@ -110,61 +130,86 @@ def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
         raise DataError(f"data set `{name}` cannot be fetched from the hub: {error}") from error
     if "train" not in found:
         raise DataError(f"data set `{name}` has no train split; it has {', '.join(found)}")
-    label = _column(found["train"].column_names, columns.label, usual, spec)
-    kind = found["train"].features[label]
-    order = [] if usual is NUMBER_COLUMNS else list(getattr(getattr(kind, "feature", kind), "names", None) or [])
+    chosen = _choose(found["train"].column_names, columns, usual, spec)
+    kind = found["train"].features[chosen.label]
+    names = getattr(getattr(kind, "feature", kind), "names", None) or []
+    order = [] if usual is NUMBER_COLUMNS else [name.strip() for name in names]
     splits = {}
-    for split in ("train", "validation", "test"):
-        if split in found and (split == "train" or _is_labelled(found[split][label], order)):
-            records = ({**record, label: _named(record[label], order)} for record in found[split])
-            splits[split] = _records(records, columns, usual, f"{spec} {split}")
+    for split in SPLITS:
+        if split in found and chosen.label in found[split].column_names:
+            records = _hub_records(found[split], chosen, order, f"{spec} {split}")
+            if records:
+                splits[split] = records
+    if "train" not in splits:
+        raise DataError(f"data set `{name}` has no rows with a label in its train split")
     return Source(name, splits, order)
 
 
-def _named(value: Any, order: Sequence[str]) -> object:
+def _hub_records(rows: Any, chosen: _Chosen, order: Sequence[str], source: str) -> list[Record]:
+    """The rows that have a label: -1 stands for none, in parts of a set with named labels and in hidden test splits."""
+    values = rows[chosen.label]
+    if not order and all(value in HIDDEN for value in values):
+        return []
+    records = []
+    for number, row in enumerate(rows, 1):
+        value, place = row[chosen.label], f"`{source}` row {number}"
+        if not order or value not in HIDDEN:
+            named = _named(value, order, f"{place}: `{chosen.label}`")
+            records.append(_record({**row, chosen.label: named}, chosen, place))
+    return records
+
+
+def _named(value: Any, order: Sequence[str], where: str) -> object:
     """Names in the place of the numbers that a hub data set has for its labels."""
     if not order:
         return value
-    return [order[one] for one in value] if isinstance(value, list) else order[value]
+    if isinstance(value, list):
+        return [_named(one, order, where) for one in value]
+    if not isinstance(value, int) or not 0 <= value < len(order):
+        raise DataError(f"{where} is {reprlib.repr(value)}, which none of its {len(order)} names stands for")
+    return order[value]
 
 
-def _is_labelled(values: Sequence[Any], order: Sequence[str]) -> bool:
-    """Public test splits often hide their labels: they are all -1 there."""
-    if not order:
-        return any(value != -1 for value in values)
-    flat = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
-    return all(isinstance(value, int) and 0 <= value < len(order) for value in flat)
+def _records(rows: Iterable[Mapping[str, object]], chosen: _Chosen, source: str) -> list[Record]:
+    return [_record(row, chosen, f"`{source}` row {number}") for number, row in enumerate(rows, 1)]
 
 
-def _records(
-    records: Iterable[Mapping[str, object]], columns: Columns, usual: Sequence[str], source: str
-) -> list[Record]:
-    remaining = iter(records)
-    first = next(remaining, None)
-    if first is None:
-        raise DataError(f"`{source}` has no rows")
-    names = list(first)
-    text = _column(names, columns.text, TEXT_COLUMNS, source)
-    label = _column(names, columns.label, usual, source)
-    pair = _pair_column(names, columns.text_pair, source)
-    return [
-        _record(record, text, pair, label, f"`{source}` row {number}")
-        for number, record in enumerate(chain((first,), remaining), 1)
-    ]
+def _record(row: Mapping[str, object], chosen: _Chosen, place: str) -> Record:
+    text = _text(row, chosen.text, place)
+    if text is None:
+        raise DataError(f"{place}: `{chosen.text}` is empty")
+    pair = _text(row, chosen.text_pair, place) if chosen.text_pair is not None else None
+    return Record(text, pair, row.get(chosen.label), chosen.label, place)
 
 
-def _record(record: Mapping[str, object], text: str, pair: str | None, label: str, place: str) -> Record:
-    value = record.get(text)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: `{text}` is empty")
-    second = record.get(pair) if pair else None
-    return Record(value, str(second) if second else None, record.get(label), label, place)
+def _text(row: Mapping[str, object], column: str, place: str) -> str | None:
+    """What stands in a column; None where that is nothing, or blanks."""
+    value = row.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{place}: `{column}` is {reprlib.repr(value)}, not text")
+    return value if value.strip() else None
 
 
-def _column(names: Sequence[str], wanted: str | None, usual: Sequence[str], source: str) -> str:
-    """The column that is asked for, else the first usual one. Raises DataError where there is none."""
+def _choose(names: Sequence[str], columns: Columns, usual: Sequence[str], source: str) -> _Chosen:
+    """The columns that are asked for, and of the others the usual ones; none serves for two things."""
+    asked = [name for name in (columns.text, columns.text_pair, columns.label) if name is not None]
+    twice = next((name for name in asked if asked.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"column `{twice}` is asked for twice; texts, second texts and labels have one each")
+    free = [name for name in names if name not in asked]
+    text = _column(columns.text, TEXT_COLUMNS, names, free, source)
+    label = _column(columns.label, usual, names, free, source)
+    has_pair = columns.text_pair is not None or not set(PAIR_COLUMNS).isdisjoint(free)
+    pair = _column(columns.text_pair, PAIR_COLUMNS, names, free, source) if has_pair else None
+    return _Chosen(text, pair, label)
+
+
+def _column(wanted: str | None, usual: Sequence[str], names: Sequence[str], free: Sequence[str], source: str) -> str:
+    """The column that is wanted, else the first usual one that is free. Raises DataError where there is none."""
     if wanted is None:
-        found = next((name for name in usual if name in names), None)
+        found = next((name for name in usual if name in free), None)
         if found is None:
             raise DataError(f"`{source}` has the columns {', '.join(map(str, names))}; name the right one with a flag")
         return found
@@ -172,10 +217,3 @@ def _column(names: Sequence[str], wanted: str | None, usual: Sequence[str], sour
         near = difflib.get_close_matches(wanted, names, n=1)
         raise DataError(f"`{source}` has no column `{wanted}`" + (f"; did you mean `{near[0]}`?" if near else ""))
     return wanted
-
-
-def _pair_column(names: Sequence[str], wanted: str | None, source: str) -> str | None:
-    """The column of second texts; a data set need not have one."""
-    if wanted is None and not set(PAIR_COLUMNS) & set(names):
-        return None
-    return _column(names, wanted, PAIR_COLUMNS, source)
