@@ -7,7 +7,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,22 +18,46 @@ Contender = Callable[[int], object]
 """Called with the number of the round."""
 
 
-def interleave(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Process CPU seconds of every contender in every round; a round before them warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Process CPU seconds. alone: of every contender in every round. pairs: of two that ran one behind the other."""
+
+    alone: Mapping[str, list[float]]
+    pairs: Mapping[str, list[tuple[float, float]]]
+
+    def speed(self, pair: str) -> dict[str, float]:
+        """How many times as fast the first of a pair is as the second: the median over rounds, and the quartiles."""
+        low, median, high = statistics.quantiles((theirs / mine for mine, theirs in self.pairs[pair]), n=4)
+        return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def interleave(contenders: Mapping[str, Contender], pairs: Mapping[str, tuple[str, str]], rounds: int) -> Timings:
+    """Time all contenders in turn, round by round; the two of a pair one behind the other, in either order in turn.
+
+    A round before the others warms up.
+    """
+    alone: dict[str, list[float]] = {name: [] for name in contenders}
+    paired: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+    in_pairs = {name for pair in pairs.values() for name in pair}
+
+    def timed(name: str, number: int) -> float:
+        began = time.process_time()
+        contenders[name](number)
+        took = time.process_time() - began
+        if number > 0:
+            alone[name].append(took)
+        return took
+
     for number in range(rounds + 1):
-        for name, run in contenders.items():
-            began = time.process_time()
-            run(number)
+        for pair, (mine, theirs) in pairs.items():
+            order = (mine, theirs) if number % 2 else (theirs, mine)
+            took = {name: timed(name, number) for name in order}
             if number > 0:
-                seconds[name].append(time.process_time() - began)
+                paired[pair].append((took[mine], took[theirs]))
+        for name in contenders.keys() - in_pairs:
+            timed(name, number)
         print(f"round {number} of {rounds}", file=sys.stderr)
-    return seconds
-
-
-def speed(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as fast as theirs mine is: the median over rounds."""
-    return round(statistics.median(other / own for own, other in zip(mine, theirs, strict=True)), 3)
+    return Timings(alone, paired)
 
 
 def machine() -> dict[str, object]:
