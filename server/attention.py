@@ -46,7 +46,7 @@ class Packing:
         reads: Sequence[int | None],
         device: torch.device,
     ) -> None:
-        self._lengths, self._prefixes, self._reads, self._device = lengths, prefixes, reads, device
+        self.lengths, self.prefixes, self._reads, self._device = lengths, prefixes, reads, device
         self._num_rows = [length if read is None else 1 for length, read in zip(lengths, reads, strict=True)]
         self.starts = (0, *accumulate(lengths))
         self.read_starts = (0, *accumulate(self._num_rows))
@@ -61,7 +61,7 @@ class Packing:
     def read_rows(self) -> Tensor:
         """Which tokens are read, [rows]."""
         rows: list[int] = []
-        for start, length, read in zip(self.starts, self._lengths, self._reads, strict=False):
+        for start, length, read in zip(self.starts, self.lengths, self._reads, strict=False):
             rows.extend(range(start, start + length) if read is None else (start + read,))
         return torch.tensor(rows, device=self._device)
 
@@ -70,13 +70,13 @@ class Packing:
         """The texts in order, neighbours that can share one product together."""
 
         def kind(text: int) -> tuple[int, int, int]:
-            prefix = self._prefixes[text]
-            return self._lengths[text], self._num_rows[text], prefix.keys.shape[2] if prefix is not None else 0
+            prefix = self.prefixes[text]
+            return self.lengths[text], self._num_rows[text], prefix.keys.shape[2] if prefix is not None else 0
 
         runs = []
-        for (length, num_rows, _), group in groupby(range(len(self._lengths)), key=kind):
+        for (length, num_rows, _), group in groupby(range(len(self.lengths)), key=kind):
             texts = list(group)
-            prefixes = tuple(prefix for text in texts if (prefix := self._prefixes[text]) is not None)
+            prefixes = tuple(prefix for text in texts if (prefix := self.prefixes[text]) is not None)
             first = texts[0]
             runs.append(Run(self.starts[first], self.read_starts[first], len(texts), length, num_rows, prefixes))
         return tuple(runs)

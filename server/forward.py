@@ -40,11 +40,16 @@ class Forward:
     base must have been loaded with `load_base`, and belongs to one Forward only.
     """
 
-    def __init__(self, base: BaseModel, encoder: EncoderName = "auto", keeps_weights: bool = True) -> None:
-        """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster."""
+    def __init__(
+        self, base: BaseModel, encoder: EncoderName = "auto", keeps_weights: bool = True, uses_kernels: bool = True
+    ) -> None:
+        """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster.
+
+        uses_kernels: whether compiled code runs where it can be had (`server.kernels`).
+        """
         self._base = base
         self._segments = Segments()
-        self._encoder = self._make_encoder(encoder, keeps_weights)
+        self._encoder = self._make_encoder(encoder, keeps_weights, uses_kernels)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -60,13 +65,13 @@ class Forward:
             answers[i] = logits[position]
         return answers
 
-    def _make_encoder(self, name: EncoderName, keeps_weights: bool) -> Encoder:
+    def _make_encoder(self, name: EncoderName, keeps_weights: bool, uses_kernels: bool) -> Encoder:
         names = self._base.post_norm_layer
         if name == "library" or names is None:
             return LibraryEncoder(self._base, self._segments)
         pooled = {site: layer for site, layer in self._base.layers.items() if self._base.is_pool_site(site)}
         act_at(self._segments, pooled)
-        return PackedEncoder(self._base, names, self._segments, keeps_weights)
+        return PackedEncoder(self._base, names, self._segments, keeps_weights, uses_kernels)
 
     def _run_sorted(self, batch: list[Work]) -> list[Tensor]:
         adapters = [adapter for _, adapter in batch]

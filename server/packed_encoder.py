@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from server import kernels
 from server.attention import Heads, Packing, attend
 from server.base_model import BaseModel
 from server.families.base import PostNormLayer
@@ -26,13 +27,17 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_,
 class PackedEncoder:
     """Runs a base model whose family has a `post_norm_layer`. Owned by the engine thread."""
 
-    def __init__(self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool) -> None:
+    def __init__(
+        self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool, uses_kernels: bool
+    ) -> None:
         config: Any = base.backbone.config
         count, width = config.num_attention_heads, config.hidden_size
         self._heads = Heads(count, count, width // count)
         self._scale = self._heads.head_dim**-0.5
         name = getattr(config, "hidden_act", None) or config.activation
         self._activation: Callable[[Tensor], Tensor] = IN_PLACE.get(name) or ACT2FN[name]
+        compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
+        self._attend = compiled.attend if compiled is not None and compiled.can_attend(self._heads) else attend
         self._embed, self._segments = base.backbone.embeddings, segments
         last = config.num_hidden_layers - 1
         self._layers = [_make_layer(base, names, index, index == last) for index in range(last + 1)]
@@ -54,7 +59,7 @@ class PackedEncoder:
                 x = x.index_select(0, packing.read_rows)  # [read rows, hidden]
                 self._segments.move(packing.read_starts)
             outputs = self._project(layer.query, layer.queried, x)
-        context = attend(packing, self._heads, index, self._scale, outputs[0], keys, values)
+        context = self._attend(packing, self._heads, index, self._scale, outputs[0], keys, values)
         attended = self._change(layer.attention_output, layer.names.attention_output, context, is_shared=False)
         x = layer.attention_norm(attended.add_(x))
         inner = self._activation(self._change(layer.up, layer.names.up, x, is_shared=True))

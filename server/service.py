@@ -43,7 +43,7 @@ class Service:
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
         self.engine = ThreadEngine(
-            Forward(self.base, keeps_weights=False),
+            Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
             self.store,
             settings.max_waiting,
             settings.max_batch_tokens,

@@ -1,0 +1,161 @@
+"""Optional compiled code for the CPU: where a C compiler is at hand, `kernels.c` is compiled once and kept.
+
+Nothing depends on it: without a compiler, torch does the same in more and smaller steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from bisect import bisect_left
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from server import logs
+from server.attention import Heads, Packing
+
+SOURCE = Path(__file__).with_name("kernels.c")
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+LANES, QUERIES, ALIGNMENT = 16, 4, 64
+COMPILE_LIMIT_S = 60
+
+
+class Kernels:
+    """The compiled functions. Any thread may call them; they let go of the interpreter, and share torch's threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="adaptermux-kernel")
+
+    def can_attend(self, heads: Heads) -> bool:
+        return heads.num_queries == heads.num_keys and heads.head_dim % LANES == 0
+
+    def attend(
+        self, packing: Packing, heads: Heads, layer: int, scale: float, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """What `server.attention.attend` does, for encoders without a window, in one call.
+
+        queries [tokens or read rows, heads x head_dim], keys and values [tokens, heads x head_dim]: float32, rows may
+        be apart. Returns [tokens or read rows, heads x head_dim].
+        """
+        out = torch.empty(queries.shape)
+        texts = _texts(packing, layer)
+        longest = max(map(sum, zip(texts.lengths, packing.lengths, strict=True)))
+        width = -(-longest // LANES) * LANES
+        scratch_size = (2 * heads.head_dim + QUERIES) * width + ALIGNMENT
+        query_starts = packing.starts if len(queries) == len(keys) else packing.read_starts
+        arguments = (
+            ctypes.c_long(heads.num_queries),
+            ctypes.c_long(heads.head_dim),
+            ctypes.c_float(scale),
+            *_rows(queries),
+            *_rows(keys),
+            *_rows(values),
+            *_rows(out),
+            *map(_whole, (query_starts, packing.starts, texts.lengths)),
+            *map(_whole, (texts.keys, texts.values, texts.head_strides, texts.row_strides)),
+        )
+
+        def run(first: int, last: int) -> None:
+            scratch = torch.empty(scratch_size)
+            aligned = scratch.data_ptr() + -scratch.data_ptr() % ALIGNMENT
+            self._library.attend(ctypes.c_long(first), ctypes.c_long(last), *arguments, ctypes.c_void_p(aligned))
+
+        parts = _parts(packing.starts, torch.get_num_threads())
+        if len(parts) == 1:
+            run(*parts[0])
+        else:
+            list(self._pool.map(run, *zip(*parts, strict=True)))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Every text's prefix at one layer: its rows, where its keys and values lie, and how far apart they are."""
+
+    lengths: Sequence[int]
+    keys: Sequence[int]
+    values: Sequence[int]
+    head_strides: Sequence[int]
+    row_strides: Sequence[int]
+
+
+def _texts(packing: Packing, layer: int) -> _Texts:
+    rows = []
+    for prefix in packing.prefixes:
+        if prefix is None:
+            rows.append((0, 0, 0, 0, 0))
+        else:
+            keys, values = prefix.keys, prefix.values  # [layers, heads, prefix, head_dim]
+            offset = layer * keys.stride(0) * keys.element_size()
+            place = keys.data_ptr() + offset, values.data_ptr() + offset
+            rows.append((keys.shape[2], *place, keys.stride(1), keys.stride(2)))
+    return _Texts(*zip(*rows, strict=True))
+
+
+def _parts(starts: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Texts cut into at most `count` ranges of about as many tokens each."""
+    num_texts, num_tokens = len(starts) - 1, starts[-1]
+    cuts = {bisect_left(starts, num_tokens * part / count) for part in range(1, count)}
+    edges = sorted({0, num_texts, *(min(cut, num_texts) for cut in cuts)})
+    return list(pairwise(edges))
+
+
+def _rows(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_long]:
+    return ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.stride(0))
+
+
+def _whole(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@cache
+def load() -> Kernels | None:
+    """The compiled functions, or None where they cannot be had; the reason is logged."""
+    try:
+        return Kernels(ctypes.CDLL(str(compiled(Path.home() / ".cache" / "adaptermux"))))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logs.event("kernels_absent", reason=str(error))
+        return None
+
+
+def compiled(folder: Path) -> Path:
+    """The shared library of this source, compiler and processor below `folder`; compiled where it is not there yet.
+
+    Raises OSError and SubprocessError.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise OSError(f"there is no C compiler ({', '.join(COMPILERS)})")
+    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, _processor())).encode()
+    path = folder / f"kernels-{hashlib.sha256(identity).hexdigest()[:16]}.so"
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = Path(work) / path.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_LIMIT_S)
+            os.replace(made, path)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()

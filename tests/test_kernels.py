@@ -1,0 +1,166 @@
+"""The compiled attention against torch's, and what happens where it cannot be had."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server import kernels
+from server.attention import Heads, Packing, attend
+from server.forward import Forward, load_base
+from server.kernels import Kernels
+from server.methods.base import KeysValues
+from tests.seeded import Peer, make_adapter, make_base, peft_configs
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, kernels.COMPILERS)), reason="there is no C compiler on this machine"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Kernels:
+    found = kernels.load()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+texts = st.lists(
+    st.tuples(st.integers(1, 70), st.sampled_from([0, 0, 1, 5, 20, 33]), st.sampled_from([None, "first", "last"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(
+    texts, st.sampled_from([16, 32, 48, 64, 80]), st.integers(1, 3), st.booleans(), st.integers(0, 1), st.integers(0, 9)
+)
+def test_it_equals_torch_s(
+    compiled: Kernels,
+    drawn: list[tuple[int, int, str | None]],
+    head_dim: int,
+    num_heads: int,
+    reads_only: bool,
+    layer: int,
+    seed: int,
+) -> None:
+    """Any lengths, prefixes of any adapters, all queries or those that are read, rows that lie apart."""
+    torch.manual_seed(seed)
+    lengths = [length for length, _, _ in drawn]
+    prefixes = [
+        KeysValues(*torch.randn(2, 2, num_heads, prefix, head_dim)) if prefix else None for _, prefix, _ in drawn
+    ]
+    for index in range(0, len(prefixes), 3):  # as a file has them: neither heads nor rows lie close together
+        if (prefix := prefixes[index]) is not None:
+            prefixes[index] = KeysValues(
+                *(part.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for part in prefix)
+            )
+    reads = [None if read is None else 0 if read == "first" else length - 1 for length, _, read in drawn]
+    packing = Packing(lengths, prefixes, reads, CPU)
+    heads, width = Heads(num_heads, num_heads, head_dim), num_heads * head_dim
+    queries, keys, values = torch.randn(sum(lengths), 3 * width).chunk(3, 1)
+    if reads_only:
+        queries = queries[packing.read_rows]
+    exact = attend(packing, heads, layer, head_dim**-0.5, queries.double(), keys.double(), values.double())
+    found = compiled.attend(packing, heads, layer, head_dim**-0.5, queries, keys, values)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_large_and_small_scores_neither_overflow_nor_vanish(compiled: Kernels) -> None:
+    packing, heads = Packing([40], [None], [None], CPU), Heads(1, 1, 16)
+    for scale in (1e-6, 1.0, 100.0, 1e6):
+        queries, keys, values = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(0))
+        exact = attend(packing, heads, 0, scale, queries.double(), keys.double(), values.double())
+        found = compiled.attend(packing, heads, 0, scale, queries, keys, values)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_a_text_that_is_not_finite_spoils_no_other(compiled: Kernels) -> None:
+    packing, heads = Packing([5, 7, 5], [None] * 3, [None] * 3, CPU), Heads(1, 1, 16)
+    queries, keys, values = torch.randn(3, 17, 16)
+    expected = compiled.attend(packing, heads, 0, 1.0, queries, keys, values)
+    queries[6], keys[7], values[8] = torch.nan, torch.inf, torch.nan
+    found = compiled.attend(packing, heads, 0, 1.0, queries, keys, values)
+    assert not bool(found[5:12].isfinite().all())
+    for part in (slice(0, 5), slice(12, 17)):
+        assert torch.equal(found[part], expected[part])
+
+
+@needs_compiler
+def test_many_threads_answer_as_one_does(compiled: Kernels, threads: int) -> None:
+    lengths = [3, 50, 1, 7, 90, 2]
+    packing, heads = Packing(lengths, [None] * 6, [None] * 6, CPU), Heads(2, 2, 32)
+    queries, keys, values = torch.randn(3, sum(lengths), 64, generator=torch.Generator().manual_seed(1))
+    expected = attend(packing, heads, 0, 0.2, queries, keys, values)
+    torch.testing.assert_close(compiled.attend(packing, heads, 0, 0.2, queries, keys, values), expected)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 8))
+def test_parts_cover_every_text_once(lengths: list[int], count: int) -> None:
+    starts = Packing(lengths, [None] * len(lengths), [None] * len(lengths), CPU).starts
+    parts = kernels._parts(starts, count)
+    assert [text for first, last in parts for text in range(first, last)] == list(range(len(lengths)))
+    assert 1 <= len(parts) <= count
+
+
+@needs_compiler
+def test_a_mixed_batch_is_the_same_with_and_without(tmp_path: Path) -> None:
+    """A base whose heads are wide enough for it, every method, and plain peft beside them."""
+    folder = make_base(tmp_path / "wide", "bert", hidden_size=64)
+    base = load_base(str(folder), "cpu", "float32")
+    from server import adapter_folder
+    from server.store import Store
+
+    store, peers = Store(base), []
+    for index, (name, config) in enumerate(peft_configs("bert").items()):
+        oracle = make_adapter(tmp_path / name, folder, config, 3, seed=index)
+        peers.append(Peer(store.load(adapter_folder.read(tmp_path, name, base)), oracle))
+    tokens = [list(range(5, 5 + length)) for length in (1, 9, 60)]
+    work = [peer.job(text) for peer in peers for text in tokens]
+    expected = [peer.logits(text) for peer in peers for text in tokens]
+    for uses_kernels in (True, False):
+        for answer, oracle_answer in zip(Forward(base, uses_kernels=uses_kernels).run(work), expected, strict=True):
+            torch.testing.assert_close(answer, oracle_answer, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_it_is_compiled_once(tmp_path: Path) -> None:
+    first = kernels.compiled(tmp_path / "cache")
+    changed = first.stat().st_mtime_ns
+    assert kernels.compiled(tmp_path / "cache") == first
+    assert first.stat().st_mtime_ns == changed
+    assert list((tmp_path / "cache").iterdir()) == [first]
+
+
+@pytest.mark.parametrize("fault", ["no compiler", "read-only", "wrong source"])
+def test_without_it_torch_does_the_work(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if fault == "no compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif fault == "read-only":
+        (tmp_path / ".cache").write_text("a file where the folder should be")
+    else:
+        (tmp_path / "kernels.c").write_text("this is not C")
+        monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.c")
+    assert kernels.load.__wrapped__() is None
+    assert "kernels_absent" in capsys.readouterr().err
