@@ -42,8 +42,9 @@ from server import adapter_folder, base_model
 from server.forward import Forward, load_base
 from server.frozen_linear import FrozenLinear
 from server.heads import Head
+from server.loaded_adapter import LoadedAdapter
 from server.manifest import Pooling
-from server.store import LoadedAdapter, Store
+from server.store import Store
 from training.model import PooledClassifier
 
 RESULT = Path(__file__).parent / "results" / "latest.json"

@@ -12,7 +12,7 @@ from itertools import count
 
 from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.jobs import Answer, Job
-from server.store import LoadedAdapter
+from server.loaded_adapter import LoadedAdapter
 
 MOST_COUNTERS = 1024
 FEWEST_TOKENS = 64

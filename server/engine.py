@@ -17,7 +17,8 @@ from server.batching import BatchBudget, Waiting, WaitingLine
 from server.errors import AdapterFailed, AdapterRefused, EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward
 from server.jobs import Answer, EngineHealth, Job
-from server.store import LoadedAdapter, Store
+from server.loaded_adapter import LoadedAdapter
+from server.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
 from server.library_encoder import LibraryEncoder, act_at
+from server.loaded_adapter import LoadedAdapter
 from server.methods.base import ATTENTION
 from server.packed_encoder import PackedEncoder
 from server.segments import Segments, join
-from server.store import LoadedAdapter
 
 Work = tuple[Job, LoadedAdapter]
 EncoderName = Literal["auto", "packed", "library"]

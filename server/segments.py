@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from server.loaded_adapter import LoadedAdapter
 from server.methods import Method
 from server.methods.base import Segment
-from server.store import LoadedAdapter
 
 
 class Span(NamedTuple):

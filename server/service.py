@@ -18,10 +18,11 @@ from server.catalog import AdapterCard, Catalog, RefusedCard
 from server.engine import BatchReport, ThreadEngine
 from server.errors import AdaptermuxError, AdapterRefused, BaseModelError, SettingsError
 from server.forward import Forward, load_base
+from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
 from server.schemas import BaseInfo
 from server.settings import Settings
-from server.store import LoadedAdapter, Store, quarter_of_memory
+from server.store import Store, quarter_of_memory
 from server.tokenizer import Tokenizer
 
 

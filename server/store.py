@@ -9,57 +9,24 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
-from server.heads import Head
-from server.manifest import Pooling
-from server.methods import Method
-from server.methods.base import ATTENTION, KeysValues, widened
+from server.host_tier import HostTier
+from server.loaded_adapter import LoadedAdapter, place
 from server.weights_file import read_block
 
 UNLIMITED = 1 << 62
 NUM_LOADERS = 2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedAdapter:
-    """One version of one adapter, ready for the forward pass.
-
-    rows: site name -> the method's row there, views of the file's bytes on the base's device. position_offset: places
-    that its prefix takes. pooling: what the head reads; `native` only where the base's own pooling is none of ours.
-    """
-
-    key: str
-    method: Method[Any]
-    pooling: Pooling
-    rows: Mapping[str, object]
-    head: Head
-    resident_bytes: int
-    position_offset: int = 0
-    is_half: bool = False
-
-    @property
-    def num_virtual_tokens(self) -> int:
-        """Rows that the adapter puts in front of every text's keys and values."""
-        prefix = self.rows.get(ATTENTION)
-        return prefix.keys.shape[2] if isinstance(prefix, KeysValues) else 0
-
-    def row(self, site: str) -> Any:
-        """The method's row at a site in float32, or None."""
-        row = self.rows.get(site)
-        return widened(row) if self.is_half and row is not None else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +61,7 @@ class Store:
         on_failed: Callable[[AdapterFolder, AdapterRefused], None] = lambda folder, error: None,
     ) -> None:
         self._base, self._device_bytes, self._on_failed = base, device_bytes, on_failed
-        self._host = _HostTier(host_bytes)
+        self._host = HostTier(host_bytes)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._idle: OrderedDict[LoadedAdapter, _Entry] = OrderedDict()  # unused, released longest ago first
@@ -385,59 +352,9 @@ class _Entry:
         return self.folder.weights.num_bytes
 
 
-class _HostTier:
-    """Files' bytes in host memory, least recently used gone first, so that a device's adapters come back quickly."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[str, Tensor] = OrderedDict()
-        self.used_bytes = 0
-
-    def get(self, key: str) -> Tensor | None:
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-            return self._blocks.get(key)
-
-    def put(self, key: str, block: Tensor) -> None:
-        with self._lock:
-            if key in self._blocks or block.nbytes > self._max_bytes:
-                return
-            self._blocks[key] = block
-            self.used_bytes += block.nbytes
-            while self.used_bytes > self._max_bytes:
-                self.used_bytes -= self._blocks.popitem(last=False)[1].nbytes
-
-    def drop(self, key: str) -> None:
-        with self._lock:
-            if (block := self._blocks.pop(key, None)) is not None:
-                self.used_bytes -= block.nbytes
-
-
 def key_of(adapter_id: str, version: str) -> str:
     """The name of one immutable version."""
     return f"{adapter_id}@{version}"
-
-
-def place(folder: AdapterFolder, key: str, block: Tensor, base: BaseModel) -> LoadedAdapter:
-    """Bring a file's bytes to the base's device and let the method make its rows from views of them."""
-    block = block.to(base.device)
-    by_site: dict[str, dict[str, Tensor]] = {}
-    for (site, role), spec in folder.tensors.items():
-        by_site.setdefault(site, {})[role] = spec.view(block)
-    head = {name: spec.view(block) for name, spec in folder.head.items()}
-    pooling = folder.manifest.pooling
-    return LoadedAdapter(
-        key=key,
-        method=folder.method,
-        pooling=base.native_pooling if pooling == "native" else pooling,
-        rows={site: folder.method.bind(folder.config, base.sites[site], roles) for site, roles in by_site.items()},
-        head=Head(folder.head_layers, {**base.native_head.tensors, **head}),
-        resident_bytes=block.nbytes,
-        position_offset=folder.position_offset,
-        is_half=any(spec.dtype != "F32" for spec in folder.tensors.values()),
-    )
 
 
 def quarter_of_memory(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from server.jobs import Job
-from server.store import LoadedAdapter
+from server.loaded_adapter import LoadedAdapter
 from training.model import PooledClassifier
 from training.peft_bottleneck import BottleneckConfig
 from training.peft_head import HeadConfig

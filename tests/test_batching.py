@@ -14,9 +14,9 @@ from server.batching import BatchBudget, Waiting, WaitingLine
 from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.heads import Head, Layer
 from server.jobs import Job
+from server.loaded_adapter import LoadedAdapter
 from server.manifest import Pooling
 from server.methods import method_named
-from server.store import LoadedAdapter
 
 POOLING: Pooling = "mean"
 

@@ -25,7 +25,8 @@ from server import adapter_folder
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
-from server.store import LoadedAdapter, Store
+from server.loaded_adapter import LoadedAdapter
+from server.store import Store
 from server.weights_file import WeightsFile, read_block
 from tests.seeded import make_adapter, peft_configs
 
