@@ -1,20 +1,32 @@
-"""The FastAPI application: routes, and errors as RFC 9457 problems."""
+"""The FastAPI application: its routes, and every error in the shape that the callers of its route know."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import __version__
-from server.api import Desk, router
-from server.errors import AdaptermuxError, BodyTooLarge, InvalidInput, Overloaded
-from server.schemas import FieldProblem, Problem
-
-PROBLEM_TYPE = "application/problem+json"
+from server.callers import ANYBODY
+from server.desk import Desk
+from server.errors import (
+    AdaptermuxError,
+    BodyTooLarge,
+    InvalidInput,
+    InvalidJson,
+    MethodNotAllowed,
+    NoSuchRoute,
+    RequestError,
+    UnsupportedMediaType,
+)
+from server.problems import problem
+from server.routes import ROUTERS
+from server.wire import WIRES
 
 
 def create_app(desk: Desk, max_body_bytes: int) -> FastAPI:
@@ -23,13 +35,24 @@ def create_app(desk: Desk, max_body_bytes: int) -> FastAPI:
         title="adaptermux", version=__version__, summary="One frozen base model, many adapters, one forward pass"
     )
     app.state.desk = desk
-    app.include_router(router)
-    app.add_exception_handler(AdaptermuxError, _own_error)
-    app.add_exception_handler(RequestValidationError, _invalid_body)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    for router in (*ROUTERS, *(wire.router for wire in WIRES)):
+        app.include_router(router)
+    for kind in (AdaptermuxError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer)
     app.add_middleware(_BodyLimit, max_body_bytes=max_body_bytes)
+    app.add_middleware(_Admission)
     return app
+
+
+class _Admission:
+    """Says who asks."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["caller"] = ANYBODY
+        await self.app(scope, receive, send)
 
 
 class _BodyLimit:
@@ -52,59 +75,56 @@ class _BodyLimit:
         await self.app(scope, counted if scope["type"] == "http" else receive, send)
 
 
-def _problem(status: int, code: str, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
-    problem = Problem(title=code.replace("_", " "), status=status, code=code, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM_TYPE)
+async def _answer(request: Request, error: Exception) -> Response:
+    """The answer to an error, in the shape that the route's callers know."""
+    ours = _as_ours(request, error)
+    if isinstance(error, RequestValidationError):
+        request.app.state.desk.metrics.request_answered("", ours.code)
+    return _shape(request)(ours)
 
 
-async def _own_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AdaptermuxError)
-    errors = [FieldProblem(field=error.field, message=str(error))] if isinstance(error, InvalidInput) else None
-    response = _problem(error.status, error.code, str(error), errors)
-    if isinstance(error, Overloaded):
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    return response
+def _shape(request: Request) -> Callable[[AdaptermuxError], Response]:
+    for wire in WIRES:
+        if any(route.matches(request.scope)[0] is not Match.NONE for route in wire.router.routes):
+            return wire.problem
+    return problem
 
 
-async def _invalid_body(request: Request, error: Exception) -> JSONResponse:
+def _as_ours(request: Request, error: Exception) -> AdaptermuxError:
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, BodyTooLarge):
+        return error.__cause__  # FastAPI wraps what reading the body raises
+    if isinstance(error, AdaptermuxError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid_body(request, error)
+    if isinstance(error, HTTPException):
+        return _http_error(request, error)
+    return AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")
+
+
+def _invalid_body(request: Request, error: RequestValidationError) -> RequestError:
     """Name every field that is wrong; a body that is no JSON at all is 400."""
-    assert isinstance(error, RequestValidationError)
     found = error.errors()
-    request.app.state.desk.metrics.request_answered("", InvalidInput.code)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip()
     if found[0]["loc"] == ("body",) and not media_type.endswith("json"):
-        return _problem(
-            415, "unsupported_media_type", f"the content type is `{media_type}`, it must be application/json"
-        )
+        return UnsupportedMediaType(f"the content type is `{media_type}`, it must be application/json")
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be parsed")
-        return _problem(400, "invalid_json", f"the body is not JSON: {reason}")
-    errors = []
+        return InvalidJson(f"the body is not JSON: {reason}")
+    problems = []
     for one in found:
         field = one.get("ctx", {}).get("field") or _path(one["loc"])
-        message = one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"
-        errors.append(FieldProblem(field=field, message=message))
-    return _problem(422, InvalidInput.code, "; ".join(one.message for one in errors), errors)
+        problems.append((field, one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"))
+    return InvalidInput(*problems[0], others=problems[1:])
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, BodyTooLarge):  # FastAPI wraps what reading the body raises
-        return await _own_error(request, error.__cause__)
-    codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
-    allowed = (error.headers or {}).get("Allow", "another method")
-    details = {
-        404: f"there is no route {request.url.path}; see /docs",
-        405: f"{request.url.path} takes {allowed}, not {request.method}",
-    }
-    detail = details.get(error.status_code, str(error.detail))
-    response = _problem(error.status_code, codes.get(error.status_code, "http_error"), detail)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return _problem(500, "internal_error", f"{type(error).__name__} in the server; this is a bug")
+def _http_error(request: Request, error: HTTPException) -> RequestError:
+    if error.status_code == 404:
+        return NoSuchRoute(f"there is no route {request.url.path}; see /docs")
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{request.url.path} takes {allow}, not {request.method}", allow)
+    return InvalidJson(str(error.detail))  # FastAPI: the body could not be read
 
 
 def _path(location: tuple[int | str, ...]) -> str:

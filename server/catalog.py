@@ -1,83 +1,178 @@
-"""Which adapters this server knows, and what the HTTP side must know about each. No torch."""
+"""What the HTTP side knows of adapters: ids, their immutable versions, and which of them an id stands for. No torch."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import random
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from server.errors import AdapterFailed, AdapterNotFound
 from server.manifest import Manifest
 
 MOST_COMPARED = 200
+STATUSES = ("ready", "failed", "update_failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something is not served: the error's code and message."""
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterCard:
-    """One adapter that is served. num_bytes: its weights, on disk as in memory."""
+    """One version of one adapter. num_bytes: its weights, on disk as in memory.
+
+    source: where it was fetched from; None if it is served from where it lies. created: when it came, UTC.
+    refusal: why it is not served any more, such as weights that turned out to be damaged.
+    """
 
     adapter_id: str
     version: str
     manifest: Manifest
     num_bytes: int
     warnings: tuple[str, ...] = ()
+    source: str | None = None
+    created: str = ""
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedCard:
-    """One folder that is not served, with the error's code and message."""
+class Target:
+    """A version, and its share of the requests that name the adapter without one."""
+
+    version: str
+    weight: float = 1.0
+
+
+Alias = tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An adapter id with everything it may stand for.
+
+    versions: oldest first. alias: what the bare id means; empty while nothing of it can be served. previous: what it
+    meant before, latest last. followed: the version that the adapters folder or bucket holds.
+    refusal: why what lies there now is not served.
+    """
 
     adapter_id: str
-    code: str
-    reason: str
+    versions: Mapping[str, AdapterCard] = field(default_factory=dict)
+    alias: Alias = ()
+    previous: tuple[Alias, ...] = ()
+    tags: tuple[str, ...] = ()
+    is_pinned: bool = False
+    followed: str | None = None
+    refusal: Refusal | None = None
+
+    @property
+    def status(self) -> str:
+        """`ready`, `failed`, or `update_failed`: an older version is served than the one that was to be."""
+        if not self.alias or any(self.versions[target.version].refusal for target in self.alias):
+            return "failed"
+        return "ready" if self.refusal is None else "update_failed"
+
+    @property
+    def current(self) -> AdapterCard | None:
+        """The version with the largest share."""
+        return self.versions[max(self.alias, key=lambda target: target.weight).version] if self.alias else None
+
+
+def everything(adapter_id: str) -> bool:
+    """Who may see all adapters."""
+    return True
 
 
 class Catalog:
-    """Adapters by id. Any thread may call it; a lock guards the table."""
+    """Records by id. Any thread may call it; records never change, they are replaced, so a flip is seen whole.
+
+    `sees` says of an id whether the caller may know of it; what they may not see does not exist for them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cards: dict[str, AdapterCard | RefusedCard] = {}
+        self._records: dict[str, Record] = {}
 
-    def put(self, card: AdapterCard | RefusedCard) -> None:
-        """Add an adapter or replace the one of the same id."""
+    def put(self, record: Record) -> None:
+        """Add a record or replace the one of the same id."""
         with self._lock:
-            self._cards[card.adapter_id] = card
+            self._records[record.adapter_id] = record
 
-    def all(self) -> list[AdapterCard | RefusedCard]:
-        """Every card in order of id."""
+    def remove(self, adapter_id: str) -> None:
         with self._lock:
-            return [self._cards[adapter_id] for adapter_id in sorted(self._cards)]
+            self._records.pop(adapter_id, None)
+
+    def get(self, adapter_id: str) -> Record | None:
+        return self._records.get(adapter_id)
+
+    def all(self, sees: Callable[[str], bool] = everything, tag: str | None = None) -> list[Record]:
+        """Every record in order of id, or those with a tag."""
+        with self._lock:
+            records = sorted(self._records.values(), key=lambda record: record.adapter_id)
+        return [one for one in records if sees(one.adapter_id) and (tag is None or tag in one.tags)]
 
     def count(self, status: str) -> int:
-        """How many adapters are `ready`, or `failed`."""
+        """How many adapters have a status."""
         with self._lock:
-            return sum(isinstance(card, RefusedCard) == (status == "failed") for card in self._cards.values())
+            return sum(record.status == status for record in self._records.values())
 
-    def find(self, adapter_id: str) -> AdapterCard | RefusedCard:
-        """The card of an id; raises AdapterNotFound with the nearest names."""
+    def find(self, adapter_id: str, sees: Callable[[str], bool] = everything) -> Record:
+        """The record of an id; raises AdapterNotFound with the nearest names."""
+        record = self._records.get(adapter_id)
+        if record is not None and sees(adapter_id):
+            return record
         with self._lock:
-            if adapter_id in self._cards:
-                return self._cards[adapter_id]
-            known = sorted(self._cards)
+            known = sorted(self._records)
         asked = adapter_id[:128]
         # comparing names takes time: with very many adapters only those that begin alike are compared
-        likely = (
-            known if len(known) <= MOST_COMPARED else [name for name in known if name[:1] == asked[:1]][:MOST_COMPARED]
-        )
-        near = difflib.get_close_matches(asked, likely, n=3, cutoff=0.5)
-        hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else _list(known)
+        likely = known if len(known) <= MOST_COMPARED else [name for name in known if name[:1] == asked[:1]]
+        visible = [name for name in likely if sees(name)][:MOST_COMPARED]
+        near = difflib.get_close_matches(asked, visible, n=3, cutoff=0.5)
+        hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else "see GET /v1/adapters"
         raise AdapterNotFound(f"there is no adapter {asked!a}; {hint}")
 
-    def resolve(self, adapter_id: str) -> AdapterCard:
-        """The card of a served adapter; raises AdapterNotFound or AdapterFailed with the reason."""
-        card = self.find(adapter_id)
-        if isinstance(card, RefusedCard):
-            raise AdapterFailed(f"adapter `{adapter_id}` was refused when it was loaded: {card.reason}")
+    def resolve(
+        self, reference: str, sees: Callable[[str], bool] = everything, routing_key: str | None = None
+    ) -> AdapterCard:
+        """The version that `id` or `id@version` stands for.
+
+        An id with several versions is split between them by their weights; requests of one routing key get the
+        same version as long as its share does not shrink. Raises AdapterNotFound, or AdapterFailed with the reason.
+        """
+        adapter_id, _, version = reference.partition("@")
+        record = self.find(adapter_id, sees)
+        if not version:
+            version = _choose(record, routing_key)
+        card = record.versions.get(version)
+        if card is None:
+            known = ", ".join(f"`{one}`" for one in record.versions) or "none"
+            raise AdapterNotFound(f"adapter `{adapter_id}` has no version {version[:64]!a}; it has {known}")
+        if card.refusal is not None:
+            raise AdapterFailed(f"adapter `{reference}` was refused when it was loaded: {card.refusal.reason}")
         return card
 
 
-def _list(known: list[str]) -> str:
-    if not known:
-        return "this server holds no adapters"
-    return "GET /v1/adapters lists the " + (f"{len(known)} known ones" if len(known) > 1 else "only one")
+def _choose(record: Record, routing_key: str | None) -> str:
+    """The version a request goes to: its point between 0 and 1 lies in the version's share."""
+    if len(record.alias) == 1:
+        return record.alias[0].version
+    if not record.alias:
+        reason = record.refusal.reason if record.refusal else "none of its versions is active"
+        raise AdapterFailed(f"adapter `{record.adapter_id}` was refused when it was loaded: {reason}")
+    if routing_key is None:
+        point = random.random()
+    else:
+        digest = hashlib.sha256(f"{record.adapter_id}\0{routing_key}".encode("utf-8", "surrogatepass")).digest()
+        point = int.from_bytes(digest[:6], "big") / (1 << 48)
+    point *= sum(target.weight for target in record.alias)
+    for target in record.alias:
+        point -= target.weight
+        if point < 0:
+            return target.version
+    return record.alias[-1].version

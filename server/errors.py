@@ -15,17 +15,26 @@
     │   ├── PickleRefused          its weights are a pickle file
     │   └── PathEscape             a name or link leads out of the adapter root
     ├── RequestError               the caller's mistake
+    │   ├── InvalidJson            the body is no JSON
     │   ├── BodyTooLarge
+    │   ├── UnsupportedMediaType
+    │   ├── NoSuchRoute
+    │   ├── MethodNotAllowed
     │   ├── ClientLeft             nobody reads the answer; it is counted only
     │   ├── InvalidInput           a field has a wrong value
     │   │   ├── TooManyInputs
     │   │   └── TextTooLong
+    │   ├── NotAuthenticated       no key, or one that is not known
+    │   ├── ScopeMissing           the key does not allow this
+    │   ├── AdapterForbidden       the key does not allow an adapter of that name
     │   ├── AdapterNotFound
-    │   └── AdapterFailed          the adapter exists but was refused when it was loaded
+    │   ├── AdapterFailed          the adapter exists but was refused when it was loaded
+    │   └── Conflict               what is asked does not fit what is
     └── ServiceError               ours
         ├── Overloaded
         ├── EngineStopped
         ├── DeadlineExceeded       the caller's time ran out before the answer
+        ├── StateFailed            what was asked could not be written down
         ├── LoadFailed             an adapter could not be brought into memory
         └── ForwardFailed
 
@@ -35,6 +44,7 @@ wrong, the value, and what would be right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -43,6 +53,8 @@ class AdaptermuxError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    retry_after_s: int | None = None
+    """After how many seconds the same request may succeed."""
 
 
 class SettingsError(AdaptermuxError):
@@ -103,6 +115,31 @@ class RequestError(AdaptermuxError):
     code = "bad_request"
 
 
+class InvalidJson(RequestError):
+    code = "invalid_json"
+
+
+class UnsupportedMediaType(RequestError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class NoSuchRoute(RequestError):
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """allow: the methods that the route takes."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "body_too_large"
@@ -114,14 +151,18 @@ class ClientLeft(RequestError):
 
 
 class InvalidInput(RequestError):
-    """A field of the request has a wrong value; `field` is its path, such as `inputs[3].text`."""
+    """Fields of the request have wrong values; a field is a path such as `inputs[3].text`.
+
+    problems: every field that is wrong, with what is wrong of it.
+    """
 
     status = 422
     code = "invalid_input"
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, field: str, message: str, others: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__("; ".join([message, *(text for _, text in others)]))
         self.field = field
+        self.problems = ((field, message), *others)
 
 
 class TooManyInputs(InvalidInput):
@@ -130,6 +171,21 @@ class TooManyInputs(InvalidInput):
 
 class TextTooLong(InvalidInput):
     code = "text_too_long"
+
+
+class NotAuthenticated(RequestError):
+    status = 401
+    code = "not_authenticated"
+
+
+class ScopeMissing(RequestError):
+    status = 403
+    code = "scope_missing"
+
+
+class AdapterForbidden(RequestError):
+    status = 403
+    code = "adapter_forbidden"
 
 
 class AdapterNotFound(RequestError):
@@ -142,16 +198,22 @@ class AdapterFailed(RequestError):
     code = "adapter_failed"
 
 
+class Conflict(RequestError):
+    status = 409
+    code = "conflict"
+
+
 class ServiceError(AdaptermuxError):
     status = 500
     code = "service_error"
 
 
 class Overloaded(ServiceError):
-    """The queue is full; `retry_after_s` is the time after which a retry makes sense."""
+    """The queue is full."""
 
     status = 503
     code = "overloaded"
+    retry_after_s: int
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -166,6 +228,11 @@ class EngineStopped(ServiceError):
 class DeadlineExceeded(ServiceError):
     status = 504
     code = "deadline_exceeded"
+
+
+class StateFailed(ServiceError):
+    status = 507
+    code = "state_failed"
 
 
 class LoadFailed(ServiceError):

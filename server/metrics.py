@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -76,9 +76,9 @@ class Metrics:
         self._batch_adapters.observe(num_adapters)
         self._batch_failures.inc(1 if failed else 0)
 
-    def watch_adapters(self, count: Callable[[str], float]) -> None:
-        """Count the adapters of a status, ready or failed, at every scrape."""
-        for status in ("ready", "failed"):
+    def watch_adapters(self, count: Callable[[str], float], statuses: Iterable[str]) -> None:
+        """Count the adapters of each status at every scrape."""
+        for status in statuses:
             self._adapters.labels(status).set_function(lambda status=status: count(status))  # type: ignore[misc]
 
     def watch_store(self, read: Callable[[], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidInput
@@ -23,19 +23,14 @@ class TextInput(BaseModel):
 
 
 Output = Literal["probabilities", "logits"]
+TAG = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
-class AdapterClassifyRequest(BaseModel):
-    """Texts for the adapter that the path names."""
+class ClassifyOptions(BaseModel):
+    """How texts are read and answers are shown."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        json_schema_extra={"examples": [{"inputs": ["Cuff fits well, readings match the clinic."], "top_k": 2}]},
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    inputs: str | TextInput | list[str | TextInput]
-    """One text, one pair `{"text", "text_pair"}`, or a list of these."""
     top_k: Annotated[int, Field(ge=1, strict=True)] | None = None
     """Keep only the best k scores of each prediction; null keeps all."""
     output: Output = "probabilities"
@@ -44,6 +39,17 @@ class AdapterClassifyRequest(BaseModel):
     """Multi-label adapters only: the score from which on a label counts; null takes the adapter's own."""
     truncate: Annotated[bool, Field(strict=True)] = False
     """Cut texts that are longer than the adapter takes; otherwise they are refused."""
+
+
+class AdapterClassifyRequest(ClassifyOptions):
+    """Texts for the adapter that the path names."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"inputs": ["Cuff fits well, readings match the clinic."], "top_k": 2}]},
+    )
+
+    inputs: str | TextInput | list[str | TextInput]
+    """One text, one pair `{"text", "text_pair"}`, or a list of these."""
 
     @field_validator("inputs", mode="before")
     @classmethod
@@ -80,7 +86,20 @@ class ClassifyRequest(AdapterClassifyRequest):
     )
 
     adapter_id: Annotated[str, Field(min_length=1)]
-    """Name of the adapter, as `GET /v1/adapters` lists it."""
+    """Name of the adapter, as `GET /v1/adapters` lists it; `id@version` asks for one version."""
+
+
+class FanoutRequest(AdapterClassifyRequest):
+    """Texts for many adapters."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"adapters": "tag:triage", "inputs": "Refund me, and delete my data.", "top_k": 1}]
+        }
+    )
+
+    adapters: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | str
+    """A list of adapters, or `tag:NAME` for all that carry a tag."""
 
 
 class Score(BaseModel):
@@ -124,11 +143,109 @@ class ClassifyResponse(BaseModel):
     timing_ms: Timing
 
 
-class AdapterEntry(BaseModel):
-    """An adapter as listed: `ready`, or `failed` with the reason."""
+class FanoutFailure(BaseModel):
+    """Why one adapter of many did not answer."""
 
     adapter_id: str
-    status: Literal["ready", "failed"]
+    status: int
+    code: str
+    detail: str
+
+
+class FanoutResponse(BaseModel):
+    """One entry for each adapter, in the order they were asked; an entry with `code` is one that failed."""
+
+    results: list[ClassifyResponse | FanoutFailure]
+
+
+class Reason(BaseModel):
+    """Why something is not served."""
+
+    code: str
+    reason: str
+
+
+class VersionShare(BaseModel):
+    """A version and its share of the requests; shares need not sum to anything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[str, Field(min_length=1, max_length=64)]
+    weight: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+
+
+class PutAdapterRequest(BaseModel):
+    """Where an adapter comes from, and how it is kept."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [{"source": "s3://models/adapters/device-reviews", "tags": ["triage"], "pinned": False}]
+        },
+    )
+
+    source: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """`file:/folder`, `s3://bucket/prefix`, `gs://bucket/prefix` or `hf:org/name@revision`; null leaves it."""
+    tags: Annotated[list[Annotated[str, Field(pattern=TAG)]], Field(max_length=64)] | None = None
+    """Names to find it by, in `GET /v1/adapters` and in a fan-out; null leaves them."""
+    pinned: Annotated[bool, Field(strict=True)] | None = None
+    """Keep it in memory whoever else wants the room; null leaves that as it is."""
+    activate: Annotated[bool, Field(strict=True)] = True
+    """Let the id stand for the new version; otherwise it is there as `id@version` only."""
+
+
+class AliasRequest(BaseModel):
+    """What an id stands for: one version, several by weight, or what it was before."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {"version": "0f3a5c7e9b1d"},
+                {"versions": [{"version": "0f3a5c7e9b1d", "weight": 95}, {"version": "8c1d2e3f4a5b", "weight": 5}]},
+                {"rollback": True},
+            ]
+        },
+    )
+
+    version: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The one version."""
+    versions: Annotated[list[VersionShare], Field(min_length=1, max_length=16)] | None = None
+    """Several, each with its weight. Put the new one last, so that callers with a routing key move to it only once."""
+    rollback: Literal[True] | None = None
+    """Back to what it was before the last change."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> AliasRequest:
+        given = [name for name in ("version", "versions", "rollback") if getattr(self, name) is not None]
+        if len(given) != 1:
+            text = f"send one of `version`, `versions` and `rollback`, not {' and '.join(given) or 'none'}"
+            raise PydanticCustomError("invalid_input", "{message}", {"message": text, "field": "version"})
+        return self
+
+    def shares(self) -> list[VersionShare]:
+        """The versions and their weights."""
+        return self.versions or [VersionShare(version=self.version or "")]
+
+
+class VersionEntry(BaseModel):
+    """One immutable version. source: where it was fetched from; null if it lies in the adapters folder."""
+
+    version: str
+    method: str
+    num_bytes: int
+    source: str | None
+    created: str
+    refusal: Reason | None = None
+
+
+class AdapterEntry(BaseModel):
+    """An adapter as listed: `ready`, `failed`, or `update_failed` (an older version is served), with the refusal."""
+
+    adapter_id: str
+    status: Literal["ready", "failed", "update_failed"]
     version: str | None = None
     method: str | None = None
     labels: list[str] | None = None
@@ -140,8 +257,11 @@ class AdapterEntry(BaseModel):
     num_bytes: int | None = None
     metrics: dict[str, dict[str, float]] | None = None
     warnings: list[str] = []
-    code: str | None = None
-    reason: str | None = None
+    versions: list[VersionEntry]
+    alias: list[VersionShare]
+    tags: list[str]
+    pinned: bool
+    refusal: Reason | None = None
 
 
 class AdapterList(BaseModel):

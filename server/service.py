@@ -12,18 +12,22 @@ import torch
 
 from server import adapter_folder, logs
 from server.adapter_folder import AdapterFolder
-from server.api import Desk
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Catalog, RefusedCard
+from server.catalog import STATUSES, Catalog
+from server.desk import Desk
 from server.engine import BatchReport, ThreadEngine
-from server.errors import AdaptermuxError, AdapterRefused, BaseModelError, SettingsError
+from server.errors import AdapterRefused, BaseModelError, Conflict, SettingsError
 from server.forward import Forward, load_base
+from server.ledger import Ledger
+from server.lifecycle import Lifecycle
 from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
 from server.schemas import BaseInfo
 from server.settings import Settings
 from server.store import Store, quarter_of_memory
 from server.tokenizer import Tokenizer
+
+STATE_FOLDER = ".adaptermux"
 
 
 class Service:
@@ -42,6 +46,8 @@ class Service:
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
         self.store = Store(self.base, on_device, in_host if self.base.device.type == "cuda" else 0, self._on_failed)
         self.catalog = Catalog()
+        state = settings.state or settings.adapters / STATE_FOLDER
+        self.lifecycle = Lifecycle(self.base, self.store, self.catalog, Ledger(state), _fetch, settings.keep_versions)
         self.metrics = Metrics(settings.metrics_top_adapters)
         self.engine = ThreadEngine(
             Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
@@ -54,6 +60,7 @@ class Service:
         self.desk = Desk(
             engine=self.engine,
             catalog=self.catalog,
+            lifecycle=self.lifecycle,
             tokenizer=_load_tokenizer(self.base),
             metrics=self.metrics,
             base=_base_info(self.base),
@@ -62,8 +69,8 @@ class Service:
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
         self.metrics.watch_waiting(lambda: self.engine.health().num_waiting)
         self.metrics.watch_store(self.store.stats)
-        self.metrics.watch_adapters(self.catalog.count)
-        self.register_adapters(settings.adapters)
+        self.metrics.watch_adapters(self.catalog.count, STATUSES)
+        self._register_adapters(settings.adapters)
         self._preload(settings.preload)
 
     def __enter__(self) -> Service:
@@ -76,37 +83,22 @@ class Service:
         self.engine.close()
         self.store.close()
 
-    def register_adapters(self, root: Path) -> None:
-        """Make every folder below `root` known. One that is refused is listed with the reason and stops nothing."""
+    def _register_adapters(self, root: Path) -> None:
+        """Make what was fetched before, and every folder below `root`, known. What is refused stops nothing else."""
         began = time.monotonic()
+        self.lifecycle.restore()
         for name in adapter_folder.scan(root):
-            self._list(self._register(root, name))
+            self.lifecycle.follow(root, name)
+        self.lifecycle.settle()
         num_known = self.store.stats().num_known
         logs.event("adapters_registered", num_adapters=num_known, seconds=round(time.monotonic() - began, 3))
-
-    def _register(self, root: Path, name: str) -> AdapterCard | RefusedCard:
-        try:
-            folder = adapter_folder.read(root, name, self.base)
-            self.store.register(folder)
-        except AdaptermuxError as error:
-            return RefusedCard(_printable(name), error.code, _printable(str(error)))
-        except Exception as error:  # one folder must never stop the others, whatever it holds
-            return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
-        return AdapterCard(name, folder.version, folder.manifest, folder.weights.num_bytes, folder.warnings)
-
-    def _list(self, card: AdapterCard | RefusedCard) -> None:
-        self.catalog.put(card)
-        if isinstance(card, RefusedCard):
-            logs.event("adapter_refused", adapter_id=card.adapter_id, code=card.code, reason=card.reason)
-        elif card.warnings:
-            logs.event("adapter_has_warnings", adapter_id=card.adapter_id, warnings=card.warnings)
 
     def _preload(self, count: int) -> None:
         """Load the first adapters, as far as they have room, before anybody asks for them."""
         began = time.monotonic()
         loading: list[Future[LoadedAdapter]] = []
-        for card in self.catalog.all():
-            if isinstance(card, AdapterCard) and len(loading) < count and self.store.has_room(card.num_bytes):
+        for record in self.catalog.all():
+            if (card := record.current) and len(loading) < count and self.store.has_room(card.num_bytes):
                 loading.append(self.store.acquire(card.adapter_id, card.version))
         for future in loading:
             if future.exception() is None:
@@ -116,7 +108,7 @@ class Service:
 
     def _on_failed(self, folder: AdapterFolder, error: AdapterRefused) -> None:
         """An adapter's weights were found to be damaged when they were read."""
-        self._list(RefusedCard(folder.adapter_id, error.code, str(error)))
+        self.lifecycle.on_damaged(folder, error)
 
     def _on_batch(self, report: BatchReport) -> None:
         self.metrics.batch_run(
@@ -124,9 +116,8 @@ class Service:
         )
 
 
-def _printable(name: str) -> str:
-    """A folder's name on disk may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+def _fetch(source: str, into: Path) -> None:
+    raise Conflict(f"this server fetches nothing yet, so not {source!a}")
 
 
 def _load_tokenizer(base: BaseModel) -> Tokenizer:

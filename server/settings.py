@@ -26,6 +26,10 @@ class Settings(BaseModel):
 
     adapters: Path
     """Folder whose sub-folders are the adapters, each served under its folder's name."""
+    state: Path | None = None
+    """Folder for fetched versions, aliases and tags; `.adaptermux` in the adapters folder if not given."""
+    keep_versions: int = Field(5, ge=0)
+    """Versions of an adapter that are kept for a rollback, beside those in use."""
     base: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Base model: a folder or a hub id."""
     host: str = "127.0.0.1"

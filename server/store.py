@@ -158,6 +158,17 @@ class Store:
             if (entry := self._entries.get(key)) is not None:
                 self._unpin(entry)
 
+    def retire(self, key: str) -> None:
+        """Let a known version leave memory as soon as nobody uses it; whoever asks for it later loads it again."""
+        with self._changing():
+            entry = self._entries.get(key)
+            if entry is None or entry.adapter is None or entry.is_pinned:
+                return
+            if entry.adapter in self._idle:
+                self._evict(entry)
+            else:
+                entry.is_retired = True
+
     def load(self, folder: AdapterFolder) -> LoadedAdapter:
         """Register, load and wait for a version; it stays in memory until the room is needed."""
         self.register(folder)
@@ -232,7 +243,7 @@ class Store:
         if entry.num_users == 0:
             del self._busy[adapter]
             self._idle[adapter] = entry
-            if entry.is_forgotten or entry is self._draining:
+            if entry.is_forgotten or entry.is_retired or entry is self._draining:
                 self._evict(entry)
 
     def _unpin(self, entry: _Entry) -> None:
@@ -246,7 +257,7 @@ class Store:
         """Take an unused adapter out of memory, and queue it again if somebody has asked for it meanwhile."""
         assert entry.adapter is not None, "only what is in memory can leave it; this is a bug"
         del self._idle[entry.adapter]
-        entry.adapter, entry.state = None, _State.ABSENT
+        entry.adapter, entry.state, entry.is_retired = None, _State.ABSENT, False
         self._used_bytes -= entry.num_bytes
         self._num_evictions += 1
         if entry is self._draining:
@@ -346,6 +357,7 @@ class _Entry:
     is_pinned: bool = False
     is_wanted: bool = False
     is_forgotten: bool = False
+    is_retired: bool = False
 
     @property
     def num_bytes(self) -> int:

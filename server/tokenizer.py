@@ -6,7 +6,6 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
 from server.errors import BaseModelError, InvalidInput, TextTooLong
@@ -39,22 +38,31 @@ class Tokenizer:
         return self._whole.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, text_pair: str | None, max_length: int, truncate: bool, field: str) -> Encoded:
-        """Tokenise one text or pair.
+        """Tokenise one text or pair for an adapter. Raises TextTooLong and InvalidInput, which name `field`."""
+        whole = self.encode_whole(text, text_pair, field)
+        return self.fit(whole, text, text_pair, max_length, truncate, field)
 
-        A text of more than max_length tokens is cut (the longer of a pair first) if `truncate`,
-        otherwise TextTooLong names `field`. A text that has no tokens at all is an InvalidInput.
-        """
-        encoding = _encode(self._whole, text, text_pair)
-        if len(encoding.ids) > max_length and truncate:
-            encoding = _encode(self._cutter(max_length), text, text_pair)
-        if len(encoding.ids) > max_length:
-            hint = "not even an empty text fits" if truncate else 'shorten it or send "truncate": true'
-            raise TextTooLong(
-                field, f"`{field}` has {len(encoding.ids)} tokens, this adapter takes {max_length}; {hint}"
-            )
-        if not encoding.ids:
+    def encode_whole(self, text: str, text_pair: str | None, field: str) -> Encoded:
+        """Tokenise one text or pair, however long. InvalidInput if it has no tokens at all."""
+        encoded = _encode(self._whole, text, text_pair)
+        if not encoded.token_ids:
             raise InvalidInput(field, f"`{field}` has no token that the base model knows")
-        return Encoded(tuple(encoding.ids), tuple(encoding.type_ids))
+        return encoded
+
+    def fit(
+        self, encoded: Encoded, text: str, text_pair: str | None, max_length: int, truncate: bool, field: str
+    ) -> Encoded:
+        """The same in at most max_length tokens: cut (the longer of a pair first) if `truncate`, else TextTooLong."""
+        if len(encoded.token_ids) <= max_length:
+            return encoded
+        if truncate:
+            cut = _encode(self._cutter(max_length), text, text_pair)
+            if 1 <= len(cut.token_ids) <= max_length:
+                return cut
+        hint = "not even an empty text fits" if truncate else 'shorten it or send "truncate": true'
+        raise TextTooLong(
+            field, f"`{field}` has {len(encoded.token_ids)} tokens, this adapter takes {max_length}; {hint}"
+        )
 
     def _cutter(self, max_length: int) -> FastTokenizer:
         with self._lock:
@@ -65,7 +73,7 @@ class Tokenizer:
             return self._cutting[max_length]
 
 
-def _encode(tokenizer: FastTokenizer, text: str, text_pair: str | None) -> Encoding:
+def _encode(tokenizer: FastTokenizer, text: str, text_pair: str | None) -> Encoded:
     """Encode as a batch of one: the library lets other threads run meanwhile only for batches."""
     [encoding] = tokenizer.encode_batch([text if text_pair is None else (text, text_pair)])
-    return encoding
+    return Encoded(tuple(encoding.ids), tuple(encoding.type_ids))

@@ -16,8 +16,11 @@ ENGINE_SIDE = (
     "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
     "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
-HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
-COMPOSITION = ("service", "demo", "__main__")
+HTTP_SIDE = (
+    "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog",
+    "tokenizer", "settings", "metrics", "activation", "command",
+)  # fmt: skip
+COMPOSITION = ("service", "lifecycle", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {

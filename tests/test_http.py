@@ -196,7 +196,7 @@ def test_a_refused_adapter_is_409_with_the_reason_and_listed_as_failed(client: T
     assert status == 409
     listed = {entry["adapter_id"]: entry for entry in client.get("/v1/adapters").json()["adapters"]}
     assert listed[name]["status"] == "failed"
-    assert listed[name]["reason"] in problem["detail"]
+    assert listed[name]["refusal"]["reason"] in problem["detail"]
     assert listed["film-reviews"]["status"] == "ready"
 
 

@@ -1,0 +1,179 @@
+"""The way of a request, whatever route it came by: adapter, tokens, engine, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from server.activation import activate
+from server.catalog import AdapterCard
+from server.desk import Visit
+from server.errors import AdaptermuxError, AdapterNotFound, ClientLeft, DeadlineExceeded, InvalidInput, TooManyInputs
+from server.jobs import Answer, Engine, Job
+from server.tokenizer import Encoded, Tokenizer
+
+NUM_ATTEMPTS = 3
+"""A version may be removed between the moment it is chosen and the moment it is used; then another is chosen."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text or pair to classify. field: its path in the request, for errors."""
+
+    field: str
+    text: str
+    text_pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The answers to some questions, in their order, by one version of one adapter."""
+
+    card: AdapterCard
+    answers: Sequence[Answer]
+    num_tokens: int
+    tokenize_ms: float
+
+    @property
+    def queue_ms(self) -> float:
+        return max(answer.queue_ms for answer in self.answers)
+
+    @property
+    def compute_ms(self) -> float:
+        return max(answer.compute_ms for answer in self.answers)
+
+    def scores(self, answer: Answer) -> list[float]:
+        """The adapter's own activation of an answer, in the order of its labels."""
+        return activate(answer.logits, self.card.manifest.problem_type, self.card.manifest.temperature)
+
+
+class Tokens:
+    """The questions of a request as tokens, each made once however many adapters read it."""
+
+    def __init__(self, tokenizer: Tokenizer, questions: Sequence[Question], truncate: bool) -> None:
+        self._tokenizer, self._questions, self._truncate = tokenizer, questions, truncate
+        self._whole: list[Encoded] | None = None
+
+    def fitted(self, max_length: int) -> list[Encoded]:
+        """For an adapter that takes so many tokens. Raises TextTooLong, InvalidInput."""
+        if self._whole is None:
+            self._whole = [self._tokenizer.encode_whole(one.text, one.text_pair, one.field) for one in self._questions]
+        fit = self._tokenizer.fit
+        return [
+            fit(whole, one.text, one.text_pair, max_length, self._truncate, one.field)
+            for whole, one in zip(self._whole, self._questions, strict=True)
+        ]
+
+
+async def classify(
+    visit: Visit,
+    reference: str,
+    questions: Sequence[Question],
+    truncate: bool = False,
+    threshold: float | None = None,
+) -> Classified:
+    """Classify with the adapter that `id` or `id@version` stands for. What becomes of it is counted.
+
+    threshold: the one asked for, which only multi-label adapters have.
+    """
+    check_count(visit, len(questions))
+    tokens = Tokens(visit.desk.tokenizer, questions, truncate)
+    return await until_left(visit, classify_tokens(visit, reference, tokens, threshold))
+
+
+def check_count(visit: Visit, num_texts: int, num_adapters: int = 1) -> None:
+    """Raises TooManyInputs."""
+    most = visit.desk.max_inputs
+    if num_texts * num_adapters > most:
+        asked = f"{num_texts} texts" if num_adapters == 1 else f"{num_texts} texts for {num_adapters} adapters"
+        raise TooManyInputs("inputs", f"`inputs` has {asked}, at most {most} are taken in one request")
+
+
+async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Result:
+    """Do the work, and drop it where it waits once the client has closed the connection or its time is up."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(visit.request))
+    try:
+        done, _ = await asyncio.wait((working, leaving), timeout=_time_left(visit), return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise DeadlineExceeded(
+                f"the request was not answered within {visit.timeout_s:g} s, as X-Request-Timeout-Ms asks"
+            )
+        if working not in done:
+            raise ClientLeft("the client closed the connection before it was answered")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def classify_tokens(visit: Visit, reference: str, tokens: Tokens, threshold: float | None = None) -> Classified:
+    """`classify`, for what is already being watched by `until_left`."""
+    began, code, known = time.perf_counter(), "internal_error", ""
+    metrics = visit.desk.metrics
+    try:
+        for attempt in range(1, NUM_ATTEMPTS + 1):
+            card = visit.desk.catalog.resolve(reference, visit.caller.sees, visit.routing_key)
+            known = card.adapter_id
+            if threshold is not None and card.manifest.problem_type != "multi_label":
+                kind = card.manifest.problem_type
+                raise InvalidInput("threshold", f"`threshold` is for multi-label adapters; `{known}` is {kind}")
+            try:
+                classified = await _classify(visit, card, tokens)
+                break
+            except AdapterNotFound:
+                if attempt == NUM_ATTEMPTS:
+                    raise
+        code = "ok"
+        return classified
+    except asyncio.CancelledError:
+        code = ClientLeft.code if _time_left(visit) != 0 else DeadlineExceeded.code
+        raise
+    except AdaptermuxError as error:
+        code = error.code
+        raise
+    finally:
+        metrics.request_answered(known, code, time.perf_counter() - began)
+
+
+async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classified:
+    began = time.perf_counter()
+    encoded = await run_in_threadpool(tokens.fitted, card.manifest.max_length)
+    tokenize_s = time.perf_counter() - began
+    jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, visit.deadline) for one in encoded]
+    answers = await _run(visit.desk.engine, jobs)
+    classified = Classified(card, answers, sum(job.num_tokens for job in jobs), tokenize_s * 1e3)
+    visit.desk.metrics.texts_classified(len(jobs), classified.num_tokens, tokenize_s, classified.queue_ms / 1e3)
+    return classified
+
+
+async def _run(engine: Engine, jobs: list[Job]) -> list[Answer]:
+    """Submit all jobs and wait; when one fails, or the client leaves, the others are dropped from the queue."""
+    futures: list[Future[Answer]] = []
+    try:
+        for job in jobs:
+            futures.append(engine.submit(job))
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+async def _left(request: Request) -> None:
+    """Wait until the client closes the connection. The body has been read: nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _time_left(visit: Visit) -> float | None:
+    return None if visit.deadline is None else max(0.0, visit.deadline - time.monotonic())

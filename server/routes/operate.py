@@ -1,0 +1,43 @@
+"""The base model, health and metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.desk import Desk, Needs
+from server.routes.responses import ALWAYS
+from server.schemas import BaseInfo, Health
+
+router = APIRouter(tags=["operate"])
+
+
+@router.get("/v1/base", responses=ALWAYS, dependencies=[Depends(Needs("classify"))])
+async def show_base(request: Request) -> BaseInfo:
+    """The base model."""
+    return _desk(request).base
+
+
+@router.get("/health/live", responses={503: {"model": Health}})
+async def live(request: Request, response: Response) -> Health:
+    """Whether the engine works; a server that fails this must be restarted."""
+    health = _desk(request).engine.health()
+    response.status_code = 200 if health.alive else 503
+    return Health(status="ok" if health.alive else "failed", waiting=health.num_waiting)
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(request: Request, response: Response) -> Health:
+    """Whether requests are answered. The server listens only once its adapters are loaded."""
+    return await live(request, response)
+
+
+@router.get("/metrics", response_class=Response, responses=ALWAYS, dependencies=[Depends(Needs("metrics"))])
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(generate_latest(_desk(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _desk(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
