@@ -17,16 +17,17 @@ from server.desk import Desk
 from server.errors import (
     AdaptermuxError,
     BodyTooLarge,
-    InvalidInput,
     InvalidJson,
     MethodNotAllowed,
     NoSuchRoute,
     RequestError,
     UnsupportedMediaType,
 )
-from server.problems import problem
-from server.routes import ROUTERS
+from server.problems import invalid_input, problem
+from server.routes import ROUTERS, batch
 from server.wire import WIRES
+
+REQUEST_PARTS = ("body", "path", "query")
 
 
 def create_app(desk: Desk, max_body_bytes: int) -> FastAPI:
@@ -63,6 +64,9 @@ class _BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         num_bytes = 0
+        if scope["type"] != "http" or scope["path"] == batch.PATH:  # it limits its lines
+            await self.app(scope, receive, send)
+            return
 
         async def counted() -> Message:
             nonlocal num_bytes
@@ -72,7 +76,7 @@ class _BodyLimit:
                 raise BodyTooLarge(f"the body has more than {self.max_body_bytes} bytes, the most that are taken")
             return message
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+        await self.app(scope, counted, send)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -111,11 +115,7 @@ def _invalid_body(request: Request, error: RequestValidationError) -> RequestErr
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be parsed")
         return InvalidJson(f"the body is not JSON: {reason}")
-    problems = []
-    for one in found:
-        field = one.get("ctx", {}).get("field") or _path(one["loc"])
-        problems.append((field, one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"))
-    return InvalidInput(*problems[0], others=problems[1:])
+    return invalid_input([{**one, "loc": one["loc"][1:]} if one["loc"][0] in REQUEST_PARTS else one for one in found])
 
 
 def _http_error(request: Request, error: HTTPException) -> RequestError:
@@ -125,11 +125,3 @@ def _http_error(request: Request, error: HTTPException) -> RequestError:
         allow = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"{request.url.path} takes {allow}, not {request.method}", allow)
     return InvalidJson(str(error.detail))  # FastAPI: the body could not be read
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`("body", "inputs", 3, "text")` -> `inputs[3].text`."""
-    path = ""
-    for part in location[1:] if location and location[0] in ("body", "path", "query") else location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or "body"

@@ -102,6 +102,13 @@ class FanoutRequest(AdapterClassifyRequest):
     """A list of adapters, or `tag:NAME` for all that carry a tag."""
 
 
+class BatchLine(ClassifyRequest):
+    """One line of a batch."""
+
+    id: Annotated[str, Field(max_length=256)] | int | None = None
+    """Given back with the answer."""
+
+
 class Score(BaseModel):
     label: str
     score: float
@@ -156,6 +163,23 @@ class FanoutResponse(BaseModel):
     """One entry for each adapter, in the order they were asked; an entry with `code` is one that failed."""
 
     results: list[ClassifyResponse | FanoutFailure]
+
+
+class BatchResult(ClassifyResponse):
+    """The answer to one line of a batch."""
+
+    line: int
+    id: str | int | None = None
+
+
+class BatchFailure(BaseModel):
+    """Why a line of a batch was not answered."""
+
+    line: int
+    id: str | int | None = None
+    status: int
+    code: str
+    detail: str
 
 
 class Reason(BaseModel):
