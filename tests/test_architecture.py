@@ -13,10 +13,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
     "engine", "batching", "forward", "segments", "packed_encoder", "library_encoder", "frozen_linear", "kernels",
-    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
-    "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_files", "adapter_folder", "weights_file",
+    "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
-HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
+HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command", "sources",
+             "bucket", "hub", "watch")  # fmt: skip
 COMPOSITION = ("service", "demo", "__main__")
 
 # What one package may import of another
