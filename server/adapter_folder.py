@@ -19,6 +19,9 @@ from typing import Any
 import torch
 
 from server import manifest as manifest_format
+from server.adapter_files import CONFIG_FILE as CONFIG_FILE
+from server.adapter_files import MAX_TEXT_BYTES, PICKLE_FILES
+from server.adapter_files import WEIGHTS_FILE as WEIGHTS_FILE
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
 from server.families import Family
@@ -27,11 +30,6 @@ from server.manifest import ADAPTER_ID, FILE_NAME, Manifest, Pooling
 from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
 from server.weights_file import TensorSpec, WeightsFile, read_header, sha256_of
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-MAX_TEXT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,14 +28,17 @@
     │   ├── ScopeMissing           the key does not allow this
     │   ├── AdapterForbidden       the key does not allow an adapter of that name
     │   ├── AdapterNotFound
+    │   ├── SourceForbidden        the kind or place of a source is not allowed here
+    │   ├── SourceNotFound         there is no adapter at a source
     │   ├── AdapterFailed          the adapter exists but was refused when it was loaded
     │   └── Conflict               what is asked does not fit what is
     └── ServiceError               ours
         ├── Overloaded
         ├── EngineStopped
         ├── DeadlineExceeded       the caller's time ran out before the answer
-        ├── StateFailed            what was asked could not be written down
         ├── LoadFailed             an adapter could not be brought into memory
+        ├── SourceUnreachable      a source does not answer, or changed while it was read
+        ├── StorageFailed          our own disk is full, read-only or broken
         └── ForwardFailed
 
 Each class carries the HTTP `status` and the stable `code` that a client sees. Messages say what is
@@ -193,6 +196,16 @@ class AdapterNotFound(RequestError):
     code = "adapter_not_found"
 
 
+class SourceForbidden(RequestError):
+    status = 403
+    code = "source_forbidden"
+
+
+class SourceNotFound(RequestError):
+    status = 422
+    code = "source_not_found"
+
+
 class AdapterFailed(RequestError):
     status = 409
     code = "adapter_failed"
@@ -230,14 +243,19 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
 
 
-class StateFailed(ServiceError):
-    status = 507
-    code = "state_failed"
-
-
 class LoadFailed(ServiceError):
     status = 503
     code = "load_failed"
+
+
+class SourceUnreachable(ServiceError):
+    status = 502
+    code = "source_unreachable"
+
+
+class StorageFailed(ServiceError):
+    status = 507
+    code = "storage_failed"
 
 
 class ForwardFailed(ServiceError):

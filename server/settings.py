@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from server.errors import SettingsError
 
+STATE_FOLDER = ".adaptermux"
 ENVIRONMENT_PREFIX = "ADAPTERMUX_"
 
 
@@ -24,9 +26,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    adapters: Path
-    """Folder whose sub-folders are the adapters, each served under its folder's name."""
-    state: Path | None = None
+    adapters: Annotated[str, BeforeValidator(os.fspath)]
+    """Folder, s3://bucket/prefix or gs://bucket/prefix whose folders are the adapters, each served under its name."""
+    look_s: float = Field(5, ge=0)
+    """Seconds between two looks at it for adapters that came, changed or went; 0 looks at the start only."""
+    source_root: str = ""
+    """What PUT may fetch adapters from, with commas between: folders, s3://bucket/prefix, gs://..., hf:organisation."""
+    state: str = ""
     """Folder for fetched versions, aliases and tags; `.adaptermux` in the adapters folder if not given."""
     keep_versions: int = Field(5, ge=0)
     """Versions of an adapter that are kept for a rollback, beside those in use."""
@@ -65,6 +71,14 @@ class Settings(BaseModel):
     metrics_top_adapters: int = Field(100, ge=0)
     """Adapters that get a metric label of their own; the others share `other`."""
 
+    @property
+    def source_roots(self) -> list[str]:
+        return [root.strip() for root in self.source_root.split(",") if root.strip()]
+
+    @property
+    def state_folder(self) -> Path:
+        return Path(self.state) if self.state else Path(self.adapters) / STATE_FOLDER
+
 
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
@@ -98,6 +112,8 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
         first = error.errors(include_url=False)[0]
         shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
         raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
+    if "://" in settings.adapters and not settings.state:
+        raise SettingsError("--state is missing: adapters of a bucket are fetched into that folder")
     if settings.max_inputs > settings.max_waiting:
         raise SettingsError(
             f"--max-inputs is {settings.max_inputs}, more than may ever wait (--max-waiting {settings.max_waiting})"

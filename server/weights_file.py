@@ -18,11 +18,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from server.adapter_files import MAX_WEIGHTS_BYTES
 from server.errors import AdapterDamaged
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_DIMENSIONS = 8
-MAX_WEIGHTS_BYTES = 4 << 30
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAPPED_BYTES = 64 << 10
 """From this size on a block is a mapping of its own: freeing it gives the memory back at once, page by page."""

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
     "engine", "batching", "forward", "segments", "packed_encoder", "library_encoder", "frozen_linear", "kernels",
-    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
-    "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_files", "adapter_folder", "weights_file",
+    "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
-    "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog",
-    "tokenizer", "settings", "metrics", "activation", "command",
+    "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog", "sources",
+    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "activation", "command",
 )  # fmt: skip
-COMPOSITION = ("service", "lifecycle", "demo", "__main__")
+COMPOSITION = ("service", "lifecycle", "follower", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {
