@@ -22,6 +22,7 @@ class Snapshot:
     """A repository as it was at one commit."""
 
     repository: str
+    revision: str
     commit: str
     files: Look
 
@@ -32,8 +33,12 @@ class Snapshot:
 
         if not are_progress_bars_disabled():
             disable_progress_bars()  # they would break the lines of the log
-        with _telling(f"{self.repository}@{self.commit}"):
-            return Path(hf_hub_download(self.repository, name, revision=self.commit))
+        what = f"{self.repository}@{self.revision}"
+        with _telling(what):  # asked for by revision, so that the cache knows its commit when there is no hub
+            path = Path(hf_hub_download(self.repository, name, revision=self.revision))
+        if path.parent.name != self.commit:
+            raise SourceUnreachable(f"`{what}` moved to another commit while it was read; try again")
+        return path
 
 
 def resolve(repository: str, revision: str) -> Snapshot:
@@ -51,7 +56,9 @@ def resolve(repository: str, revision: str) -> Snapshot:
         raise SourceUnreachable(f"the hub names no commit for `{repository}@{revision}`")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     names = ADAPTER_FILES if WEIGHTS_FILE in sizes else (*ADAPTER_FILES, *PICKLE_FILES)
-    return Snapshot(repository, commit, {name: FileState(sizes[name], commit) for name in names if name in sizes})
+    return Snapshot(
+        repository, revision, commit, {name: FileState(sizes[name], commit) for name in names if name in sizes}
+    )
 
 
 def _cached(repository: str, revision: str) -> Snapshot:
@@ -65,7 +72,7 @@ def _cached(repository: str, revision: str) -> Snapshot:
     if not paths:
         raise SourceNotFound(f"`{repository}@{revision}` is not in the local cache, and this server is offline")
     commit = next(iter(paths.values())).parent.name
-    return Snapshot(repository, commit, {name: state_of(path.stat()) for name, path in paths.items()})
+    return Snapshot(repository, revision, commit, {name: state_of(path.stat()) for name, path in paths.items()})
 
 
 @contextmanager

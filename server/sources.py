@@ -102,7 +102,7 @@ def parse(text: str, allowed_roots: Sequence[str]) -> Source:
         return BucketSource(scheme, bucket, prefix)
     if text.startswith("hf:"):
         return _parse_hub(text, allowed_roots)
-    raise InvalidInput(FIELD, f"`{text}` is no source; it must be {KINDS}")
+    raise InvalidInput(FIELD, f"a source must be {KINDS}")
 
 
 def is_bucket(text: str) -> bool:
@@ -115,10 +115,10 @@ def parse_bucket_url(text: str) -> tuple[str, str, str]:
     scheme, bucket, prefix = match.groups(default="") if match is not None else ("", "", "")
     parts = prefix.split("/") if prefix else []
     if not scheme or UNCLEAR.search(prefix) or {"", ".", ".."} & set(parts):
-        raise InvalidInput(
+        raise InvalidInput(  # not shown: someone may have put a key into it
             FIELD,
-            f"`{text}` must be s3://bucket/prefix or gs://bucket/prefix, with no empty part, no `.` or `..`, and "
-            "none of \\ % ? # *",
+            "a bucket is named s3://bucket/prefix or gs://bucket/prefix, with no empty part, no `.` or `..`, none of "
+            "\\ % ? # * and no key",
         )
     return scheme, bucket, prefix
 
@@ -213,7 +213,7 @@ def _parse_folder(text: str, allowed_roots: Sequence[str]) -> FolderSource:
 def _parse_hub(text: str, allowed_roots: Sequence[str]) -> HubSource:
     match = HUB_NAME.fullmatch(text)
     if match is None or ".." in text:
-        raise InvalidInput(FIELD, f"`{text}` must be hf:organisation/name or hf:organisation/name@revision")
+        raise InvalidInput(FIELD, "a model on a hub is named hf:organisation/name or hf:organisation/name@revision")
     _check_allowed(text, f"hf:{match['repository']}", allowed_roots)
     return HubSource(match["repository"], match["revision"] or "main")
 
@@ -273,10 +273,10 @@ def _check(source: str, seen: Look, limits: Limits) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in seen:
             raise AdapterDamaged(f"`{name}` is missing at `{source}`")
-    for name, state in seen.items():
+    for name in adapter_files.ADAPTER_FILES:
         limit = limits.weights_bytes if name == WEIGHTS_FILE else limits.text_bytes
-        if state.num_bytes > limit:
-            raise AdapterDamaged(f"`{name}` at `{source}` has {state.num_bytes} bytes, at most {limit} are taken")
+        if name in seen and seen[name].num_bytes > limit:
+            raise AdapterDamaged(f"`{name}` at `{source}` has {seen[name].num_bytes} bytes, at most {limit} are taken")
 
 
 def _write(source: str, path: Path, state: FileState, chunks: Iterable[bytes], deadline: float) -> None:

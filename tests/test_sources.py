@@ -73,6 +73,13 @@ def test_a_text_that_names_no_place_is_refused_with_the_field(text: str) -> None
     assert caught.value.field == "source"
 
 
+@pytest.mark.parametrize("text", ["s3://SECRETID:SECRETKEY@bucket/a", "https://me:SECRET@host/a", "hf:me:SECRET/a"])
+def test_a_key_that_someone_put_into_a_source_is_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse(text, ANY)
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["file:/etc", "file:etc", "s3://bucket/a", "gs://bucket/a", "hf:a/b"])
 def test_nothing_is_allowed_unless_said(text: str) -> None:
     with pytest.raises(SourceForbidden):
@@ -451,6 +458,7 @@ class Hub:
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.status = 200
+        self.commit_of_files = COMMIT
         self.downloads: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -471,10 +479,10 @@ class Hub:
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
                 return 200, json.dumps({"id": "me/reviews", "sha": COMMIT, "siblings": siblings}).encode(), {}
         folder, _, name = path.rpartition("/")
-        if folder == f"/me/reviews/resolve/{COMMIT}" and name in self.files:
+        if folder.startswith("/me/reviews/resolve/") and name in self.files:
             if method == "GET":
                 self.downloads.append(name)
-            return 200, self.files[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}
+            return 200, self.files[name], {"ETag": f'"{name}"', "X-Repo-Commit": self.commit_of_files}
         code = "RepoNotFound" if "me/reviews" not in path else "RevisionNotFound"
         return 404, b"", {"X-Error-Code": code}
 
@@ -559,6 +567,11 @@ def test_a_hub_is_asked_for_the_three_files_and_its_cache_answers_offline(tmp_pa
 
     got = fetch_from_hub(f"hf:me/reviews@{COMMIT}", tmp_path / "three", "http://127.0.0.1:9", home, offline=True)
     assert got == (f"hf:me/reviews@{COMMIT}", sorted(ADAPTER))
+    [config] = home.rglob(f"snapshots/{COMMIT}/{CONFIG}")
+    (config.parent / "adapter_model.bin").write_bytes(bytes(17 << 20))  # beside weights it does not matter
+    fetch_from_hub("hf:me/reviews", tmp_path / "five", "http://127.0.0.1:9", home, offline=True)
+    assert contents(tmp_path / "five") == ADAPTER
+
     got = fetch_from_hub("hf:me/other", tmp_path / "four", "http://127.0.0.1:9", home, offline=True)
     assert got[0] == "source_not_found"
 
@@ -581,6 +594,14 @@ def test_a_model_that_cannot_be_had_is_told_before_anything_is_downloaded(
     hub.files, hub.status = files, status
     assert fetch_from_hub(text, tmp_path / "into", hub.url, tmp_path / "home")[0] == code
     assert hub.downloads == []
+    assert not (tmp_path / "into").exists()
+
+
+def test_a_branch_that_moves_while_it_is_read_gives_no_mix(tmp_path: Path, hub: Hub) -> None:
+    hub.commit_of_files = COMMIT[::-1]
+    code, message = fetch_from_hub("hf:me/reviews", tmp_path / "into", hub.url, tmp_path / "home")
+    assert code == "source_unreachable"
+    assert "moved to another commit" in str(message)
     assert not (tmp_path / "into").exists()
 
 
