@@ -289,7 +289,10 @@ class AdapterEntry(BaseModel):
 
 
 class AdapterList(BaseModel):
+    """trouble: why the folder or bucket of adapters cannot be looked at; what was served still is."""
+
     adapters: list[AdapterEntry]
+    trouble: Reason | None
 
 
 class BaseInfo(BaseModel):

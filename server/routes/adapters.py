@@ -40,7 +40,9 @@ async def list_adapters(
     visit: InVisit, tag: Annotated[str | None, Query(description="Only those with this tag")] = None
 ) -> AdapterList:
     """All adapters you may use, those that were refused included."""
-    return AdapterList(adapters=[entry(record) for record in visit.desk.catalog.all(visit.caller.sees, tag)])
+    catalog = visit.desk.catalog
+    adapters = [entry(record) for record in catalog.all(visit.caller.sees, tag)]
+    return AdapterList(adapters=adapters, trouble=_reason(catalog.trouble))
 
 
 @router.get("/v1/adapters/{adapter_id}", dependencies=READING, responses=problems(s404="No such adapter"))
