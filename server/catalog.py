@@ -6,7 +6,7 @@ import difflib
 import threading
 from dataclasses import dataclass
 
-from server.errors import AdapterFailed, AdapterNotFound
+from server.errors import AdapterFailed, AdaptermuxError, AdapterNotFound
 from server.manifest import Manifest
 
 MOST_COMPARED = 200
@@ -75,6 +75,17 @@ class Catalog:
         if isinstance(card, RefusedCard):
             raise AdapterFailed(f"adapter `{adapter_id}` was refused when it was loaded: {card.reason}")
         return card
+
+
+def refuse(name: str, error: Exception) -> RefusedCard:
+    """The card of a folder that raised when it was read. A folder's name on disk may be any bytes."""
+    if isinstance(error, AdaptermuxError):
+        return RefusedCard(_printable(name), error.code, _printable(str(error)))
+    return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _list(known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""`adaptermux-serve`: serve every adapter below a folder on one frozen base model."""
+"""`adaptermux-serve`: serve every adapter below a folder on one frozen base model, or check the folder."""
 
 from __future__ import annotations
 
@@ -8,25 +8,36 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from server import __version__
 from server.errors import AdaptermuxError, CannotListen, SettingsError
-from server.settings import Settings, add_flags, read_settings
+from server.settings import add_flags, read_settings
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 BACKLOG = 2048
 
-EXAMPLE = """example:
+SERVE_EXAMPLE = """example:
   adaptermux-serve --adapters ./adapters --port 8000
   curl -s http://127.0.0.1:8000/v1/classify -H 'content-type: application/json' \\
        -d '{"adapter_id": "device-reviews", "inputs": "Cuff fits well, readings match the clinic."}'
 """
+CHECK_EXAMPLE = """example:
+  adaptermux-serve check adapters
+"""
+EXAMPLE = f"""Flags without a verb mean serve.
+
+{SERVE_EXAMPLE}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
-    flags = vars(make_parser().parse_args(arguments))
+    flags = vars(parse(sys.argv[1:] if arguments is None else arguments))
+    verb = {"serve": _serve, "check": _check}[flags.pop("verb")]
     try:
-        return _serve(read_settings(flags, os.environ))
+        return verb(flags)
     except SettingsError as error:
         print(f"adaptermux-serve: {error}", file=sys.stderr)
         return 2
@@ -35,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The verb and its flags; flags without a verb mean `serve`."""
+    has_verb = arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version"))
+    return make_parser().parse_args(arguments if has_verb else ["serve", *arguments])
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """One flag for every setting."""
+    """The flags of every verb."""
     parser = argparse.ArgumentParser(
         prog="adaptermux-serve",
         description="Serve every adapter below a folder on one frozen base model.",
@@ -44,11 +61,40 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"adaptermux {__version__}")
-    add_flags(parser)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_flags(_add_verb(verbs, "serve", "Serve every adapter below a folder.", SERVE_EXAMPLE))
+    _add_check_flags(_add_verb(verbs, "check", "Say of adapter folders what a server would.", CHECK_EXAMPLE))
     return parser
 
 
-def _serve(settings: Settings) -> int:
+def _add_verb(verbs: Verbs, name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name,
+        help=purpose[0].lower() + purpose[1:-1],
+        description=purpose,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_check_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", metavar="DIR", help="an adapter folder, or a folder of them")
+    parser.add_argument("--base", help="base model: a folder or a hub id (that of the server's settings)")
+    parser.add_argument("--device", default="cpu", help="where weights are loaded (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+
+
+def _check(flags: dict[str, Any]) -> int:
+    as_json = flags.pop("json")
+    settings = read_settings(flags, os.environ)
+
+    from server.check import check_all
+
+    return check_all(settings, as_json)
+
+
+def _serve(flags: dict[str, Any]) -> int:
+    settings = read_settings(flags, os.environ)
     listener = _bind(settings.host, settings.port)  # before the model is loaded: a taken port is told at once
 
     import signal

@@ -14,9 +14,9 @@ from server import adapter_folder, logs
 from server.adapter_folder import AdapterFolder
 from server.api import Desk
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Catalog, RefusedCard
+from server.catalog import AdapterCard, Catalog, RefusedCard, refuse
 from server.engine import BatchReport, ThreadEngine
-from server.errors import AdaptermuxError, AdapterRefused, BaseModelError, SettingsError
+from server.errors import AdapterRefused, BaseModelError, SettingsError
 from server.forward import Forward, load_base
 from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
@@ -88,10 +88,8 @@ class Service:
         try:
             folder = adapter_folder.read(root, name, self.base)
             self.store.register(folder)
-        except AdaptermuxError as error:
-            return RefusedCard(_printable(name), error.code, _printable(str(error)))
         except Exception as error:  # one folder must never stop the others, whatever it holds
-            return RefusedCard(_printable(name), "internal_error", f"{type(error).__name__}: {error}; this is a bug")
+            return refuse(name, error)
         return AdapterCard(name, folder.version, folder.manifest, folder.weights.num_bytes, folder.warnings)
 
     def _list(self, card: AdapterCard | RefusedCard) -> None:
@@ -122,11 +120,6 @@ class Service:
         self.metrics.batch_run(
             report.num_texts, report.num_tokens, report.num_adapters, report.compute_s, report.failed
         )
-
-
-def _printable(name: str) -> str:
-    """A folder's name on disk may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _load_tokenizer(base: BaseModel) -> Tokenizer:

@@ -17,7 +17,7 @@ ENGINE_SIDE = (
     "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
-COMPOSITION = ("service", "demo", "__main__")
+COMPOSITION = ("service", "check", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {
