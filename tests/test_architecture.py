@@ -16,7 +16,10 @@ ENGINE_SIDE = (
     "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
     "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
-HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
+HTTP_SIDE = (
+    "app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command",
+    "client", "asker", "rows", "partial_file", "bulk",
+)  # fmt: skip
 COMPOSITION = ("service", "check", "demo", "__main__")
 
 # What one package may import of another

@@ -41,11 +41,17 @@ def test_other_variables_are_not_ours() -> None:
     assert read_settings({"adapters": "a"}, {"ADAPTERS": "b", "PATH": "c"}).adapters == Path("a")
 
 
+def test_the_key_of_a_client_beside_it_does_not_stop_a_server() -> None:
+    assert read_settings({"adapters": "a"}, {"ADAPTERMUX_API_KEY": "k"}).adapters == Path("a")
+
+
 def test_every_setting_has_a_help_text() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-@pytest.mark.parametrize("verb", ["server", "server serve", "server check", "training", "training run"])
+@pytest.mark.parametrize(
+    "verb", ["server", "server serve", "server check", "server classify", "training", "training run"]
+)
 def test_help_comes_at_once_and_ends_with_an_example(verb: str) -> None:
     command = verb.split()[0]
     began = time.process_time()
