@@ -216,6 +216,6 @@ def _telling_how_far(sink: PartialFile | _StandardOutput) -> Iterator[None]:
 
 def _notes(mark: Mark) -> Iterator[str]:
     if mark.num_refused:
-        yield f"{mark.num_refused} of {mark.num_rows} rows were not classified; their column `error` says why"
+        yield f"{mark.num_refused} of {mark.num_rows} rows were not classified; the output says why"
     if len(mark.versions) > 1:
         yield f"{len(mark.versions)} versions of the adapter answered: {', '.join(mark.versions)}"

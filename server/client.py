@@ -101,7 +101,7 @@ class Client:
             left_s = give_up_at - now
             if left_s <= 0 or asked_s > left_s:
                 asked = f", which asks to wait {asked_s:g} s" if asked_s else ""
-                raise ClassifyFailed(f"{reason}{asked}; it was tried again for {self._retry_s:g} s (--retry-s)")
+                raise ClassifyFailed(f"{reason}{asked}; --retry-s is {self._retry_s:g}")
             # never sooner than asked; all at different times, so that they do not come back together
             if self._stopped.wait(min(left_s, max(asked_s, wait_s) * random.uniform(1, 1.5))):
                 raise ClassifyFailed("the client was stopped")
@@ -112,9 +112,9 @@ class Client:
         was_open = connection.sock is not None
         try:
             return self._send_once(connection, method, path, data)
-        except (OSError, HTTPException):
+        except (OSError, HTTPException) as error:
             connection.close()
-            if not was_open or self._stopped.is_set():
+            if not was_open or isinstance(error, TimeoutError) or self._stopped.is_set():
                 raise
         try:  # the server may have closed an idle connection: that says nothing of the server
             return self._send_once(connection, method, path, data)
