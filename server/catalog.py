@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from server.errors import AdapterFailed, AdapterNotFound
+from server.errors import AdapterFailed, AdaptermuxError, AdapterNotFound
 from server.manifest import Manifest
 
 MOST_COMPARED = 200
@@ -161,6 +161,18 @@ class Catalog:
         if card.refusal is not None:
             raise AdapterFailed(f"adapter `{reference}` was refused when it was loaded: {card.refusal.reason}")
         return card
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Why a folder that raised when it was read is not served."""
+    if isinstance(error, AdaptermuxError):
+        return Refusal(error.code, printable(str(error)))
+    return Refusal("internal_error", f"{type(error).__name__}: {printable(str(error))}; this is a bug")
+
+
+def printable(name: str) -> str:
+    """A folder's name on disk may be any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _choose(record: Record, routing_key: str | None) -> str:

@@ -3,9 +3,12 @@
     AdaptermuxError
     ├── SettingsError              the command line or the environment is wrong
     ├── CannotListen               the address is taken or not ours
-    ├── DataError                  a data set cannot be read
+    ├── DataError                  a data set, or a file to classify, cannot be read
     ├── RecipeError                a training recipe is wrong
     ├── TrainingFailed             a run came to nothing
+    ├── ClassifyFailed             a file was not classified to its end
+    │   ├── InputRefused           the server refuses one text of a request
+    │   └── BatchTooLarge          the server takes fewer texts, or fewer bytes, in one request
     ├── BaseModelError             the base model cannot be loaded
     │   └── UnknownFamily          its architecture is not supported
     ├── AdapterRefused             an adapter folder is not served, and why
@@ -78,6 +81,24 @@ class RecipeError(AdaptermuxError):
 
 class TrainingFailed(AdaptermuxError):
     code = "training_failed"
+
+
+class ClassifyFailed(AdaptermuxError):
+    code = "classify_failed"
+
+
+class InputRefused(ClassifyFailed):
+    """`index` is the place of the text in the request."""
+
+    code = "input_refused"
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class BatchTooLarge(ClassifyFailed):
+    code = "batch_too_large"
 
 
 class BaseModelError(AdaptermuxError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from server import adapter_folder, logs, sources
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target
+from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target, printable, refusal_of
 from server.errors import (
     AdaptermuxError,
     AdapterNotFound,
@@ -145,13 +145,11 @@ class Lifecycle:
                 before = self._catalog.get(name) or Record(name)
                 self._prune(self._change(replace(_taking_over(before, card), seen=seen)))
                 self._drop(before, [one for one in before.versions if one not in self._known(name).versions])
-        except AdaptermuxError as error:
-            self._refuse(name, Refusal(error.code, str(error)))
-            return not isinstance(error, ServiceError)
         except Exception as error:  # one folder must never stop the others, whatever it holds
-            logs.event("follow_failed", trace=traceback.format_exception(error))
-            self._refuse(name, Refusal("internal_error", f"{type(error).__name__}: {error}; this is a bug"))
-            return True
+            if not isinstance(error, AdaptermuxError):
+                logs.event("follow_failed", trace=traceback.format_exception(error))
+            self._refuse(name, refusal_of(error))
+            return not isinstance(error, ServiceError)
         if card.warnings:
             logs.event("adapter_has_warnings", adapter_id=name, warnings=card.warnings)
         return True
@@ -166,7 +164,7 @@ class Lifecycle:
 
     def unfollow(self, name: str) -> None:
         """What lay in the folder is gone."""
-        name = _printable(name)
+        name = printable(name)
         with self._lock:
             record = self._catalog.get(name)
             if record is None:
@@ -363,13 +361,13 @@ class Lifecycle:
             if (card := record.versions.get(version)) is not None and card.source:
                 self._ledger.discard(record.adapter_id, version)
 
-    def _refuse(self, adapter_id: str, refusal: Refusal) -> None:
+    def _refuse(self, name: str, refusal: Refusal) -> None:
         """List why what lies in the folder is not served; what was served before still is, as far as it is there."""
-        name, reason = _printable(adapter_id), _printable(refusal.reason)
+        name = printable(name)
         with self._lock:
             record = self._catalog.get(name) or Record(name)
-            self._catalog.put(replace(record, refusal=Refusal(refusal.code, reason)))
-        logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=reason)
+            self._catalog.put(replace(record, refusal=refusal))
+        logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
 
 
 def _taking_over(record: Record, card: AdapterCard) -> Record:
@@ -394,8 +392,3 @@ def _card(folder: AdapterFolder, source: str | None) -> AdapterCard:
         source=source,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _printable(name: str) -> str:
-    """A folder's name on disk may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

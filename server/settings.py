@@ -19,6 +19,8 @@ from server.errors import SettingsError
 
 STATE_FOLDER = ".adaptermux"
 ENVIRONMENT_PREFIX = "ADAPTERMUX_"
+CLIENT_KEY = "ADAPTERMUX_API_KEY"
+"""For `adaptermux-serve classify` only: a server that is started beside it lets it be."""
 
 
 class Settings(BaseModel):
@@ -97,7 +99,7 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
     values: dict[str, str] = {}
     sources = {name: flag_of(name) for name in Settings.model_fields}  # where each value came from
     for variable, value in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable != CLIENT_KEY:
             if variable not in known:
                 near = difflib.get_close_matches(variable, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known))
@@ -119,3 +121,18 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
             f"--max-inputs is {settings.max_inputs}, more than may ever wait (--max-waiting {settings.max_waiting})"
         )
     return settings
+
+
+def read_client_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The key that a client shows: from its file, else from the environment, else none. Raises SettingsError."""
+    source = f"--api-key-file `{file}`" if file is not None else CLIENT_KEY
+    try:
+        key = file.read_text(encoding="ascii") if file is not None else environment.get(CLIENT_KEY)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source} cannot be read: {error}") from error
+    if key is None:
+        return None
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or not key or " " in key:
+        raise SettingsError(f"{source} holds no key; it must be one line of ASCII letters, digits and signs")
+    return key

@@ -18,9 +18,10 @@ ENGINE_SIDE = (
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog", "sources",
-    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "activation", "command",
+    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "activation", "command", "client", "asker", "rows",
+    "partial_file", "bulk",
 )  # fmt: skip
-COMPOSITION = ("service", "lifecycle", "follower", "demo", "__main__")
+COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {
