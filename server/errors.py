@@ -27,6 +27,7 @@
         ├── EngineStopped
         ├── DeadlineExceeded       the caller's time ran out before the answer
         ├── LoadFailed             an adapter could not be brought into memory
+        ├── OutOfMemory            a text does not fit into memory even alone
         └── ForwardFailed
 
 Each class carries the HTTP `status` and the stable `code` that a client sees. Messages say what is
@@ -148,7 +149,7 @@ class ServiceError(AdaptermuxError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full; `retry_after_s` is the time after which a retry makes sense."""
+    """More waits than can be answered in time; `retry_after_s` is the time after which a retry makes sense."""
 
     status = 503
     code = "overloaded"
@@ -171,6 +172,11 @@ class DeadlineExceeded(ServiceError):
 class LoadFailed(ServiceError):
     status = 503
     code = "load_failed"
+
+
+class OutOfMemory(ServiceError):
+    status = 503
+    code = "out_of_memory"
 
 
 class ForwardFailed(ServiceError):

@@ -50,6 +50,8 @@ class Service:
             settings.max_batch_tokens,
             settings.batch_ms,
             self._on_batch,
+            stall_s=settings.stall_s,
+            max_wait_s=settings.max_wait_s,
         )
         self.desk = Desk(
             engine=self.engine,

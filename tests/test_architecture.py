@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
-    "engine", "batching", "forward", "segments", "packed_encoder", "library_encoder", "frozen_linear", "kernels",
+    "engine", "batching", "batch_budget", "retries", "forward", "segments", "packed_encoder", "library_encoder",
+    "frozen_linear", "kernels",
     "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
     "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
