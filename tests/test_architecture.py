@@ -12,10 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
-    "engine", "batching", "batch_budget", "retries", "forward", "segments", "packed_encoder", "library_encoder",
-    "frozen_linear", "kernels",
-    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
-    "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
+    "library_encoder", "frozen_linear", "kernels", "attention", "store", "host_tier", "loaded_adapter", "heads",
+    "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
 COMPOSITION = ("service", "demo", "__main__")
