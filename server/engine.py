@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from server.batch_budget import BatchBudget
 from server.batching import Waiting, WaitingLine
 from server.errors import AdapterFailed, AdapterRefused, EngineStopped, ForwardFailed, ServiceError
 from server.forward import Forward, Work
-from server.jobs import Answer, EngineHealth, Job
+from server.jobs import Answer, BatchReport, EngineHealth, Job
 from server.loaded_adapter import LoadedAdapter
 from server.retries import Outcome, Retries
 from server.store import Store
@@ -27,19 +26,6 @@ POLL_S = 0.1
 FIRST_PATIENCE = 10
 """The first pass may take so many times as long as others: it compiles and prepares what they reuse, and a server that
 is restarted in the midst of that would never come up."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """What one batch was made of, for metrics. failed: some pass of it raised."""
-
-    num_texts: int
-    num_tokens: int
-    num_adapters: int
-    num_methods: int
-    num_splits: int
-    compute_s: float
-    failed: bool
 
 
 class ThreadEngine:
@@ -186,7 +172,7 @@ class ThreadEngine:
             self._budget.learn(sum(waiting.num_tokens for waiting in taken), compute_s)
         if outcome.fitting_tokens is not None:
             self._budget.shrink(outcome.fitting_tokens)
-        if outcome.num_splits:
+        if outcome.num_splits or outcome.fitting_tokens is not None:
             logs.event(
                 "batch_split",
                 num_texts=len(taken),

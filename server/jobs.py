@@ -54,6 +54,19 @@ class EngineHealth:
     stalled: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was made of, for metrics. failed: some pass of it raised."""
+
+    num_texts: int
+    num_tokens: int
+    num_adapters: int
+    num_methods: int
+    num_splits: int
+    compute_s: float
+    failed: bool
+
+
 class Engine(Protocol):
     """The seam between the HTTP side and whatever computes. Every method may be called from any thread."""
 

@@ -10,12 +10,12 @@ from types import TracebackType
 
 import torch
 
-from server import adapter_folder, logs
+from server import __version__, adapter_folder, logs
 from server.adapter_folder import AdapterFolder
 from server.api import Desk
 from server.base_model import BaseModel
 from server.catalog import AdapterCard, Catalog, RefusedCard
-from server.engine import BatchReport, ThreadEngine
+from server.engine import ThreadEngine
 from server.errors import AdaptermuxError, AdapterRefused, BaseModelError, SettingsError
 from server.forward import Forward, load_base
 from server.loaded_adapter import LoadedAdapter
@@ -40,16 +40,22 @@ class Service:
         self.base = load_base(settings.base, settings.device, settings.dtype)
         on_device = settings.adapter_bytes or quarter_of_memory(self.base.device)
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
-        self.store = Store(self.base, on_device, in_host if self.base.device.type == "cuda" else 0, self._on_failed)
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
+        self.store = Store(
+            self.base,
+            on_device,
+            in_host if self.base.device.type == "cuda" else 0,
+            self._on_failed,
+            self.metrics.adapter_loaded,
+        )
         self.engine = ThreadEngine(
             Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
             self.store,
             settings.max_waiting,
             settings.max_batch_tokens,
             settings.batch_ms,
-            self._on_batch,
+            self.metrics.batch_run,
             stall_s=settings.stall_s,
             max_wait_s=settings.max_wait_s,
         )
@@ -62,8 +68,10 @@ class Service:
             max_inputs=settings.max_inputs,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
-        self.metrics.watch_waiting(lambda: self.engine.health().num_waiting)
-        self.metrics.watch_store(self.store.stats)
+        info = self.desk.base
+        self.metrics.describe(__version__, str(torch.__version__), info.name, info.family, info.dtype, info.device)
+        self.metrics.watch_engine(self.engine.health, self.engine.waiting_adapters)
+        self.metrics.watch_store(self.store.stats, self.store.residents)
         self.metrics.watch_adapters(self.catalog.count)
         self.register_adapters(settings.adapters)
         self._preload(settings.preload)
@@ -119,11 +127,6 @@ class Service:
     def _on_failed(self, folder: AdapterFolder, error: AdapterRefused) -> None:
         """An adapter's weights were found to be damaged when they were read."""
         self._list(RefusedCard(folder.adapter_id, error.code, str(error)))
-
-    def _on_batch(self, report: BatchReport) -> None:
-        self.metrics.batch_run(
-            report.num_texts, report.num_tokens, report.num_adapters, report.compute_s, report.failed
-        )
 
 
 def _printable(name: str) -> str:

@@ -16,7 +16,9 @@ ENGINE_SIDE = (
     "library_encoder", "frozen_linear", "kernels", "attention", "store", "host_tier", "loaded_adapter", "heads",
     "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
-HTTP_SIDE = ("app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "activation", "command")
+HTTP_SIDE = (
+    "app", "api", "schemas", "catalog", "tokenizer", "settings", "metrics", "state_metrics", "activation", "command",
+)  # fmt: skip
 COMPOSITION = ("service", "demo", "__main__")
 
 # What one package may import of another

@@ -19,10 +19,10 @@ from torch import Tensor
 from server import adapter_folder
 from server.base_model import BaseModel
 from server.batching import Waiting
-from server.engine import BatchReport, ThreadEngine
+from server.engine import ThreadEngine
 from server.errors import AdapterFailed, AdapterNotFound, EngineStopped, ForwardFailed, OutOfMemory, Overloaded
 from server.forward import Forward, Work
-from server.jobs import EngineHealth, Job
+from server.jobs import BatchReport, EngineHealth, Job
 from server.methods.lora import LoraRow
 from server.store import Store
 from server.weights_file import WeightsFile, read_block
