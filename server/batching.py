@@ -17,12 +17,13 @@ from server.jobs import Answer, Job
 from server.loaded_adapter import LoadedAdapter
 
 MOST_COUNTERS = 1024
-FASTER, SLOWER = 0.5, 0.2
-"""Weight of a batch's speed against what is known: a small batch says little where it is slow, so trust the fast."""
+FULL, FASTER = 0.1, 0.5
+"""Weights of a batch's speed against what is known. One that is not full is mostly overhead: it tells of the device
+only if it was faster than what is known."""
 MOST_TIMES_FREE = 7
 """An adapter may have so many times the places that are left: one that floods the line leaves an eighth to the others
 (dynamic thresholds, Choudhury and Hahne 1998)."""
-HEADROOM = 1.1
+HEADROOM = 1.25
 """Nearly all jobs that are taken on have to be in time, not half of them."""
 MOST_STRETCH = 16.0
 STRETCH_S = 60.0
@@ -145,10 +146,12 @@ class WaitingLine:
             rate, known = num_tokens / max(seconds, 1e-6), self._tokens_per_s
             if self._num_batches == 1:
                 return  # the first one also prepares much
-            if known is None or rate > known:
-                self._tokens_per_s = rate if known is None else known + FASTER * (rate - known)
+            if known is None:
+                self._tokens_per_s = rate
             elif num_tokens >= self._batch_tokens / 2:
-                self._tokens_per_s = known + SLOWER * (rate - known)
+                self._tokens_per_s = known + FULL * (rate - known)
+            elif rate > known:
+                self._tokens_per_s = known + FASTER * (rate - known)
 
     def close(self) -> None:
         """Let nobody enter any more; `take` goes on until the line is empty."""
