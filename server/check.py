@@ -15,7 +15,8 @@ from server.errors import SettingsError
 from server.forward import load_base
 from server.manifest import FILE_NAME
 from server.settings import Settings
-from server.store import Store, key_of, quarter_of_memory
+from server.residency import key_of
+from server.store import Store, quarter_of_memory
 
 SHOWN_LABELS = 5
 

@@ -51,6 +51,17 @@ class Classified:
     def compute_ms(self) -> float:
         return max(answer.compute_ms for answer in self.answers)
 
+    def labels(self) -> list[str]:
+        """What the questions were classified as: all labels at or above the adapter's threshold, or the best one."""
+        manifest, found = self.card.manifest, []
+        for answer in self.answers:
+            if manifest.problem_type == "multi_label":
+                scores = zip(manifest.labels, self.scores(answer), strict=True)
+                found += [label for label, score in scores if score >= manifest.threshold]
+            else:
+                found.append(manifest.labels[max(range(len(answer.logits)), key=answer.logits.__getitem__)])
+        return found
+
     def scores(self, answer: Answer) -> list[float]:
         """The adapter's own activation of an answer, in the order of its labels."""
         return activate(answer.logits, self.card.manifest.problem_type, self.card.manifest.temperature)
@@ -153,6 +164,8 @@ async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classifi
     answers = await _run(visit.desk.engine, jobs)
     classified = Classified(card, answers, sum(job.num_tokens for job in jobs), tokenize_s * 1e3)
     visit.desk.metrics.texts_classified(len(jobs), classified.num_tokens, tokenize_s, classified.queue_ms / 1e3)
+    if card.manifest.problem_type != "regression":
+        visit.desk.metrics.predicted(card.adapter_id, classified.labels())
     return classified
 
 

@@ -42,6 +42,7 @@
         ├── LoadFailed             an adapter could not be brought into memory
         ├── SourceUnreachable      a source does not answer, or changed while it was read
         ├── StorageFailed          our own disk is full, read-only or broken
+        ├── OutOfMemory            a text does not fit into memory even alone
         └── ForwardFailed
 
 Each class carries the HTTP `status` and the stable `code` that a client sees. Messages say what is
@@ -243,7 +244,7 @@ class ServiceError(AdaptermuxError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full."""
+    """More waits than can be answered in time; `retry_after_s` is the time after which a retry makes sense."""
 
     status = 503
     code = "overloaded"
@@ -277,6 +278,11 @@ class SourceUnreachable(ServiceError):
 class StorageFailed(ServiceError):
     status = 507
     code = "storage_failed"
+
+
+class OutOfMemory(ServiceError):
+    status = 503
+    code = "out_of_memory"
 
 
 class ForwardFailed(ServiceError):

@@ -6,6 +6,7 @@ All texts lie behind one another on one token axis, each adapter's together, so 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -64,6 +65,12 @@ class Forward:
         for position, i in enumerate(order):
             answers[i] = logits[position]
         return answers
+
+    def free_memory(self) -> None:
+        """Give back what earlier passes left behind, so that a smaller batch finds room."""
+        gc.collect()
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _make_encoder(self, name: EncoderName, keeps_weights: bool, uses_kernels: bool) -> Encoder:
         names = self._base.post_norm_layer

@@ -24,8 +24,9 @@ from server.errors import (
 )
 from server.ledger import Kept, Ledger, entry_of
 from server.manifest import ADAPTER_ID
+from server.residency import key_of
 from server.sources import Limits
-from server.store import Store, key_of
+from server.store import Store
 
 MOST_PREVIOUS = 20
 
@@ -308,6 +309,8 @@ class Lifecycle:
         self._pin(record, before)
         self._save(record, record.adapter_id)
         served = {target.version for target in record.alias}
+        for version in served:
+            self._store.prefetch(key_of(record.adapter_id, version))  # and it is not retired any more
         for target in before.alias:
             if target.version not in served:
                 self._store.unpin(key_of(record.adapter_id, target.version))

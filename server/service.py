@@ -9,12 +9,12 @@ from types import TracebackType
 
 import torch
 
-from server import logs
+from server import __version__, logs
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.catalog import STATUSES, Catalog
 from server.desk import Desk
-from server.engine import BatchReport, ThreadEngine
+from server.engine import ThreadEngine
 from server.errors import AdapterRefused, BaseModelError
 from server.follower import Follower
 from server.forward import Forward, load_base
@@ -40,8 +40,15 @@ class Service:
         self.base = load_base(settings.base, settings.device, settings.dtype)
         on_device = settings.adapter_bytes or quarter_of_memory(self.base.device)
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
-        self.store = Store(self.base, on_device, in_host if self.base.device.type == "cuda" else 0, self._on_failed)
         self.catalog = Catalog()
+        self.metrics = Metrics(settings.metrics_top_adapters)
+        self.store = Store(
+            self.base,
+            on_device,
+            in_host if self.base.device.type == "cuda" else 0,
+            self._on_failed,
+            self.metrics.adapter_loaded,
+        )
         self.lifecycle = Lifecycle(
             self.base,
             self.store,
@@ -51,14 +58,15 @@ class Service:
             settings.keep_versions,
         )
         self.follower = Follower(settings.adapters, self.lifecycle, self.catalog, settings.look_s)
-        self.metrics = Metrics(settings.metrics_top_adapters)
         self.engine = ThreadEngine(
             Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
             self.store,
             settings.max_waiting,
             settings.max_batch_tokens,
             settings.batch_ms,
-            self._on_batch,
+            self.metrics.batch_run,
+            stall_s=settings.stall_s,
+            max_wait_s=settings.max_wait_s,
         )
         self.desk = Desk(
             engine=self.engine,
@@ -70,8 +78,10 @@ class Service:
             max_inputs=settings.max_inputs,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
-        self.metrics.watch_waiting(lambda: self.engine.health().num_waiting)
-        self.metrics.watch_store(self.store.stats)
+        info = self.desk.base
+        self.metrics.describe(__version__, str(torch.__version__), info.name, info.family, info.dtype, info.device)
+        self.metrics.watch_engine(self.engine.health, self.engine.waiting_adapters)
+        self.metrics.watch_store(self.store.stats, self.store.residents)
         self.metrics.watch_adapters(self.catalog.count, STATUSES)
         self._register_adapters()
         self._preload(settings.preload)
@@ -113,11 +123,6 @@ class Service:
     def _on_failed(self, folder: AdapterFolder, error: AdapterRefused) -> None:
         """An adapter's weights were found to be damaged when they were read."""
         self.lifecycle.on_damaged(folder, error)
-
-    def _on_batch(self, report: BatchReport) -> None:
-        self.metrics.batch_run(
-            report.num_texts, report.num_tokens, report.num_adapters, report.compute_s, report.failed
-        )
 
 
 def _load_tokenizer(base: BaseModel) -> Tokenizer:

@@ -64,6 +64,10 @@ class Settings(BaseModel):
     """Time that a forward pass should take: it is given as many tokens as have run in that time lately."""
     max_waiting: int = Field(4096, ge=1)
     """Most texts that may wait for the engine; beyond it requests are answered 503."""
+    max_wait_s: float = Field(30, ge=0)
+    """Seconds that a text may wait whose request names no time; one that would wait longer is answered 503; 0: any."""
+    stall_s: float = Field(60, ge=0)
+    """Seconds of one forward pass (ten times as many for the first) after which the server is not alive; 0: never."""
     adapter_bytes: int = Field(0, ge=0)
     """Most bytes of adapters in the memory of the base model's device; 0 takes a quarter of it."""
     host_adapter_bytes: int = Field(0, ge=0)
@@ -116,9 +120,11 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
         raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
     if "://" in settings.adapters and not settings.state:
         raise SettingsError("--state is missing: adapters of a bucket are fetched into that folder")
-    if settings.max_inputs > settings.max_waiting:
+    most_inputs = min(settings.max_waiting, settings.max_waiting * 7 // 8 + 1)  # what one adapter may have in the line
+    if settings.max_inputs > most_inputs:
         raise SettingsError(
-            f"--max-inputs is {settings.max_inputs}, more than may ever wait (--max-waiting {settings.max_waiting})"
+            f"--max-inputs is {settings.max_inputs}, more than the {most_inputs} of one adapter that may wait "
+            f"(--max-waiting {settings.max_waiting})"
         )
     return settings
 

@@ -12,14 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
-    "engine", "batching", "forward", "segments", "packed_encoder", "library_encoder", "frozen_linear", "kernels",
-    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_files", "adapter_folder", "weights_file",
-    "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
+    "library_encoder", "frozen_linear", "kernels", "attention", "store", "host_tier", "loaded_adapter", "heads",
+    "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
+    "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog", "sources",
-    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "activation", "command", "client", "asker", "rows",
-    "partial_file", "bulk",
+    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation", "command", "client",
+    "asker", "rows", "partial_file", "bulk",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 
