@@ -358,7 +358,7 @@ def test_a_lack_of_memory_lowers_the_budget_at_once_and_full_batches_raise_it_sl
             assert budget.tokens() <= min(before, max(64, num_tokens))
         else:
             budget.learn(min(num_tokens, before), 1e-6)
-            assert before <= budget.tokens() <= before * 1.005 + 1
+            assert before <= budget.tokens() <= (before + 1) * 1.005
         assert min(64, most) <= budget.tokens() <= most
 
 
