@@ -14,8 +14,8 @@ from server.catalog import AdapterCard, Refusal, printable, refusal_of
 from server.errors import SettingsError
 from server.forward import load_base
 from server.manifest import FILE_NAME
-from server.settings import Settings
 from server.residency import key_of
+from server.settings import Settings
 from server.store import Store, quarter_of_memory
 
 SHOWN_LABELS = 5

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
+from server.residency import key_of
 from server.service import Service
 from server.settings import Settings
-from server.residency import key_of
 from tests.seeded import make_adapter, peft_configs
 from tests.test_adapter_folder import add_manifest
 
