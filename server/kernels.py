@@ -13,11 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -25,11 +25,16 @@ from torch import Tensor
 
 from server import logs
 from server.attention import Heads, Packing
+from server.methods.base import Segment
+from server.products import ACTIVATIONS, LowRank, TorchProducts
 
 SOURCE = Path(__file__).with_name("kernels.c")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 LANES, QUERIES, ALIGNMENT = 16, 4, 64
+MAX_ROWS, MAX_RANK = 128, 64
+"""What a low-rank update may have here; with more, torch's products are as fast (docs/log.md)."""
+ACTIVATION_CODES: Mapping[str | None, int] = {None: 0, **{name: code for code, name in enumerate(ACTIVATIONS, 1)}}
 COMPILE_LIMIT_S = 60
 
 
@@ -38,6 +43,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._torch = TorchProducts()
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="adaptermux-kernel")
 
     def can_attend(self, heads: Heads) -> bool:
@@ -74,12 +80,49 @@ class Kernels:
             aligned = scratch.data_ptr() + -scratch.data_ptr() % ALIGNMENT
             self._library.attend(ctypes.c_long(first), ctypes.c_long(last), *arguments, ctypes.c_void_p(aligned))
 
-        parts = _parts(packing.starts, torch.get_num_threads())
+        self._share(run, packing.starts)
+        return out
+
+    def add_low_rank(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]]) -> None:
+        """What `server.products.TorchProducts` does, in one call for all segments that fit."""
+        fitting: list[Segment[LowRank]] = []
+        others: list[Segment[LowRank]] = []
+        are_plain = _are_plain(x, y)
+        for segment in segments:
+            (fitting if are_plain and _fits(segment) else others).append(segment)
+        if others:
+            self._torch.add_low_rank(x, y, others)
+        if not fitting:
+            return
+        rows = [segment.row for segment in fitting]
+        arguments = (
+            *_rows(x),
+            ctypes.c_long(x.shape[1]),
+            *_rows(y),
+            ctypes.c_long(y.shape[1]),
+            _whole([segment.start for segment in fitting]),
+            _whole([segment.stop for segment in fitting]),
+            _whole([row.down.shape[1] for row in rows]),
+            _whole([ACTIVATION_CODES[row.activation] for row in rows]),
+            (ctypes.c_float * len(rows))(*(row.scale for row in rows)),
+            _places([row.down for row in rows]),
+            _places([row.down_bias for row in rows]),
+            _places([row.up for row in rows]),
+            _places([row.up_bias for row in rows]),
+        )
+
+        def run(first: int, last: int) -> None:
+            self._library.add_low_rank(ctypes.c_long(first), ctypes.c_long(last), *arguments)
+
+        self._share(run, (0, *accumulate(segment.stop - segment.start for segment in fitting)))
+
+    def _share(self, run: Callable[[int, int], None], starts: Sequence[int]) -> None:
+        """Let torch's number of threads each run a part; item i covers rows starts[i] to starts[i + 1]."""
+        parts = _parts(starts, torch.get_num_threads())
         if len(parts) == 1:
             run(*parts[0])
         else:
             list(self._pool.map(run, *zip(*parts, strict=True)))
-        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +157,32 @@ def _parts(starts: Sequence[int], count: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
+def _are_plain(x: Tensor, y: Tensor) -> bool:
+    return all(part.dtype == torch.float32 and part.stride(1) == 1 and part.shape[1] % LANES == 0 for part in (x, y))
+
+
+def _fits(segment: Segment[LowRank]) -> bool:
+    start, stop, row = segment
+    d_in, rank = row.down.shape
+    return (
+        stop - start <= MAX_ROWS
+        and rank <= MAX_RANK
+        and row.down.dtype == torch.float32
+        and row.down.stride() == (1, d_in)
+        and row.up.stride() == (1, rank)
+    )
+
+
 def _rows(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_long]:
     return ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.stride(0))
 
 
 def _whole(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
+
+
+def _places(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
 
 
 @cache

@@ -12,6 +12,7 @@ from torch import Tensor
 from server.loaded_adapter import LoadedAdapter
 from server.methods import Method
 from server.methods.base import Segment
+from server.products import Products
 
 
 class Span(NamedTuple):
@@ -29,7 +30,8 @@ class Segments:
     `move` says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, products: Products) -> None:
+        self._products = products
         self._adapters: Sequence[LoadedAdapter] = ()
         self._sites: dict[Method[Any], set[str]] = {}
         self._spans: dict[Method[Any], list[Span]] = {}
@@ -63,7 +65,7 @@ class Segments:
     def change_output(self, site: str, x: Tensor, y: Tensor) -> None:
         """What comes out of a site, in place. x [rows, d_in], y [rows, d_out]."""
         for method, segments in self._at(site):
-            method.apply(x, y, segments)
+            method.apply(x, y, segments, self._products)
 
     def _at(self, site: str) -> list[tuple[Method[Any], list[Segment[Any]]]]:
         """The methods that act at a site, each with its adapters' segments."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 Row = TypeVar("Row")
 
@@ -130,7 +131,7 @@ class Method(ABC, Generic[Row]):
     def change_input(self, x: Tensor, segments: Sequence[Segment[Row]]) -> None:
         """Change what goes into a site, in place. x [tokens, d_in]; only segments whose row does so are given."""
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]]) -> None:
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]], products: Products) -> None:
         """Change what comes out of a site, in place.
 
         x [tokens, d_in], y [tokens, d_out]; segments are sorted and do not overlap.
@@ -151,14 +152,6 @@ def widened(row: Row) -> Row:
     parts = (part.float() if isinstance(part, Tensor) else part for part in row)
     result: Row = type(row)(*parts)
     return result
-
-
-def add_product(y: Tensor, low: Tensor, up: Tensor, scale: float) -> None:
-    """y [rows, d_out] += scale * low [rows, rank] @ up [rank, d_out]."""
-    if y.dtype == low.dtype:
-        y.addmm_(low, up, alpha=scale)
-    else:
-        y.add_(low @ up, alpha=scale)
 
 
 COMMON_FIELDS = frozenset(
