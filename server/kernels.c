@@ -149,6 +149,14 @@ void attend(long first, long last, long num_heads, long head_dim, float scale, c
 enum { MAX_ROWS = 128, MAX_RANK = 64, TILE = 4 };
 enum { NOTHING, RELU, GELU, SILU };
 
+/* What an adapter has at a site: down [rank][d_in], up [d_out][rank]; down_bias [rank] and up_bias [d_out] may be null.
+   server/kernels.py writes it. */
+struct update {
+    const float *down, *up, *down_bias, *up_bias;
+    int64_t rank, activation;
+    double scale;
+};
+
 /* Two vectors as groups of 8, 4, 2 or 1 lanes: the even groups of both in turn, and the odd ones. */
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -241,15 +249,19 @@ static inline lanes activate(lanes x, int activation) {
     return x;
 }
 
-/* low [rows][MAX_RANK] = activation(x @ down^T + bias) */
-static void go_down(const float *x, long x_stride, long num_rows, long d_in, const float *down, const float *bias,
-                    long rank, int activation, const float *next, float *low) {
+/* low [rows][MAX_RANK] = activation(x @ down^T + down_bias) */
+static void go_down(const float *x, long x_stride, long num_rows, long d_in, const struct update *update, float *low) {
+    const float *down = update->down, *bias = update->down_bias;
+    long rank = update->rank;
+    int activation = (int)update->activation;
     for (long c = 0; c < rank; c += TILE) {
         const float *from[TILE], *weights[TILE];
+        const float *next = c + TILE < rank ? down + (c + TILE) * d_in : update->up;
         for (int j = 0; j < TILE; j++) weights[j] = down + (c + j < rank ? c + j : c) * d_in;
         for (long i = 0; i < num_rows; i += TILE) {
             for (int j = 0; j < TILE; j++) from[j] = x + (i + j < num_rows ? i + j : i) * x_stride;
-            lanes sums = multiply_rows(from, weights, d_in, c + TILE < rank ? down + (c + TILE) * d_in : next);
+            if (c == 0 && i + TILE < num_rows) fetch(x + (i + TILE) * x_stride, TILE * d_in);
+            lanes sums = multiply_rows(from, weights, d_in, next);
             for (int j = 0; j < TILE; j++)
                 for (int m = 0; m < TILE; m++) low[(i + j) * MAX_RANK + c + m] = sums[TILE * j + m];
         }
@@ -263,9 +275,11 @@ static void go_down(const float *x, long x_stride, long num_rows, long d_in, con
     }
 }
 
-/* y += scale * (low @ up^T + bias); up [d_out][rank], of which 2 * LANES rows at a time are turned. */
-static void go_up(const float *low, long num_rows, const float *up, const float *bias, long rank, float scale, float *y,
-                  long y_stride, long d_out) {
+/* y += scale * (low @ up^T + up_bias); 2 * LANES rows of `up` at a time are turned. */
+static void go_up(const float *low, long num_rows, const struct update *update, float *y, long y_stride, long d_out) {
+    const float *up = update->up, *bias = update->up_bias;
+    const float scale = (float)update->scale;
+    long rank = update->rank;
     float turned[MAX_RANK * 2 * LANES] __attribute__((aligned(64)));
     for (long o = 0; o < d_out; o += 2 * LANES) {
         int n = o + LANES < d_out ? 2 : 1;
@@ -293,6 +307,7 @@ static void go_up(const float *low, long num_rows, const float *up, const float 
             for (long j = 0; j < count; j++)
                 for (int m = 0; m < n; m++) {
                     float *to = y + (i + j) * y_stride + o + m * LANES;
+                    __builtin_prefetch(to + 2 * LANES, 1);
                     lanes offset = bias ? load(bias + o + m * LANES) : (lanes){0};
                     store(to, load(to) + (sums[j][m] + offset) * scale);
                 }
@@ -303,18 +318,15 @@ static void go_up(const float *low, long num_rows, const float *up, const float 
 /* Segments `first` to `last`: y += scale * (activation(x @ down^T + down_bias) @ up^T + up_bias), in place.
 
    x, y: rows of d_in and d_out floats, both multiples of LANES; strides in floats; y may be x. Segment s covers rows
-   starts[s] to stops[s], at most MAX_ROWS, and no two cover the same; its rank is at most MAX_RANK.
-   downs[s] [rank][d_in], ups[s] [d_out][rank]; down_biases[s] [rank] and up_biases[s] [d_out] may be null. */
+   starts[s] to stops[s], at most MAX_ROWS, and no two cover the same; its rank is at most MAX_RANK. */
 void add_low_rank(long first, long last, const float *x, long x_stride, long d_in, float *y, long y_stride, long d_out,
-                  const int64_t *starts, const int64_t *stops, const int64_t *ranks, const int64_t *activations,
-                  const float *scales, const float *const *downs, const float *const *down_biases,
-                  const float *const *ups, const float *const *up_biases) {
+                  const int64_t *starts, const int64_t *stops, const struct update *updates) {
     float low[MAX_ROWS * MAX_RANK] __attribute__((aligned(64))) = {0};
     for (long s = first; s < last; s++) {
-        long num_rows = stops[s] - starts[s], rank = ranks[s];
-        go_down(x + starts[s] * x_stride, x_stride, num_rows, d_in, downs[s], down_biases[s], rank,
-                (int)activations[s], ups[s], low);
-        if (s + 1 < last) fetch(downs[s + 1], TILE * d_in);
-        go_up(low, num_rows, ups[s], up_biases[s], rank, scales[s], y + starts[s] * y_stride, y_stride, d_out);
+        const struct update *update = updates + s;
+        long num_rows = stops[s] - starts[s];
+        go_down(x + starts[s] * x_stride, x_stride, num_rows, d_in, update, low);
+        if (s + 1 < last) fetch(update[1].down, TILE * d_in);
+        go_up(low, num_rows, update, y + starts[s] * y_stride, y_stride, d_out);
     }
 }

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from bisect import bisect_left
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,6 +38,8 @@ LANES, QUERIES, ALIGNMENT = 16, 4, 64
 MAX_ROWS, MAX_RANK = 128, 64
 """What a low-rank update may have here; with more, torch's products are as fast (docs/log.md)."""
 ACTIVATION_CODES: Mapping[str | None, int] = {None: 0, **{name: code for code, name in enumerate(ACTIVATIONS, 1)}}
+UPDATE = struct.Struct("@PPPPqqd")
+"""`struct update` of the source."""
 COMPILE_LIMIT_S = 60
 
 
@@ -44,6 +49,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._torch = TorchProducts()
+        self._updates: WeakKeyDictionary[LowRank, _Update] = WeakKeyDictionary()
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="adaptermux-kernel")
 
     def can_attend(self, heads: Heads) -> bool:
@@ -85,36 +91,53 @@ class Kernels:
 
     def add_low_rank(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]]) -> None:
         """What `server.products.TorchProducts` does, in one call for all segments that fit."""
+        d_in, d_out = x.shape[1], y.shape[1]
+        is_plain = all(
+            part.dtype == torch.float32 and part.stride(1) == 1 and part.shape[1] % LANES == 0 for part in (x, y)
+        )
+        updates: list[bytes] = []
         fitting: list[Segment[LowRank]] = []
         others: list[Segment[LowRank]] = []
-        are_plain = _are_plain(x, y)
         for segment in segments:
-            (fitting if are_plain and _fits(segment) else others).append(segment)
+            update = self._updates.get(segment.row) or self._describe(segment.row)
+            if is_plain and update.sizes == (d_in, d_out) and segment.stop - segment.start <= MAX_ROWS:
+                fitting.append(segment)
+                updates.append(update.packed)
+            else:
+                others.append(segment)
         if others:
             self._torch.add_low_rank(x, y, others)
         if not fitting:
             return
-        rows = [segment.row for segment in fitting]
         arguments = (
             *_rows(x),
-            ctypes.c_long(x.shape[1]),
+            ctypes.c_long(d_in),
             *_rows(y),
-            ctypes.c_long(y.shape[1]),
+            ctypes.c_long(d_out),
             _whole([segment.start for segment in fitting]),
             _whole([segment.stop for segment in fitting]),
-            _whole([row.down.shape[1] for row in rows]),
-            _whole([ACTIVATION_CODES[row.activation] for row in rows]),
-            (ctypes.c_float * len(rows))(*(row.scale for row in rows)),
-            _places([row.down for row in rows]),
-            _places([row.down_bias for row in rows]),
-            _places([row.up for row in rows]),
-            _places([row.up_bias for row in rows]),
+            b"".join(updates),
         )
 
         def run(first: int, last: int) -> None:
             self._library.add_low_rank(ctypes.c_long(first), ctypes.c_long(last), *arguments)
 
         self._share(run, (0, *accumulate(segment.stop - segment.start for segment in fitting)))
+
+    def _describe(self, row: LowRank) -> _Update:
+        """Done once for a row that is used again; it takes as long as the product itself."""
+        d_in, rank = row.down.shape
+        tensors = (row.down, row.up, row.down_bias, row.up_bias)
+        fits = (
+            rank <= MAX_RANK
+            and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+            and row.down.stride() == (1, d_in)
+            and row.up.stride() == (1, rank)
+        )
+        places = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        packed = UPDATE.pack(*places, rank, ACTIVATION_CODES[row.activation], row.scale)
+        update = self._updates[row] = _Update((d_in, row.up.shape[1]) if fits else None, packed)
+        return update
 
     def _share(self, run: Callable[[int, int], None], starts: Sequence[int]) -> None:
         """Let torch's number of threads each run a part; item i covers rows starts[i] to starts[i + 1]."""
@@ -123,6 +146,13 @@ class Kernels:
             run(*parts[0])
         else:
             list(self._pool.map(run, *zip(*parts, strict=True)))
+
+
+class _Update(NamedTuple):
+    """A low-rank update as the compiled code reads it. sizes: d_in and d_out, or None where it is left to torch."""
+
+    sizes: tuple[int, int] | None
+    packed: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +187,12 @@ def _parts(starts: Sequence[int], count: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _are_plain(x: Tensor, y: Tensor) -> bool:
-    return all(part.dtype == torch.float32 and part.stride(1) == 1 and part.shape[1] % LANES == 0 for part in (x, y))
-
-
-def _fits(segment: Segment[LowRank]) -> bool:
-    start, stop, row = segment
-    d_in, rank = row.down.shape
-    return (
-        stop - start <= MAX_ROWS
-        and rank <= MAX_RANK
-        and row.down.dtype == torch.float32
-        and row.down.stride() == (1, d_in)
-        and row.up.stride() == (1, rank)
-    )
-
-
 def _rows(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_long]:
     return ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.stride(0))
 
 
 def _whole(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
-
-
-def _places(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
 
 
 @cache

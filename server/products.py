@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from server.methods.base import Segment
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "gelu": gelu, "silu": silu}
 
 
-class LowRank(NamedTuple):
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class LowRank:
     """The row of a method whose adapters add scale * (activation(x @ down + down_bias) @ up + up_bias).
 
     down [d_in, rank], up [rank, d_out]: transposed views of what is stored. activation: its name in ACTIVATIONS.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import regex
@@ -148,10 +148,9 @@ class Method(ABC, Generic[Row]):
 
 def widened(row: Row) -> Row:
     """A row whose tensors are float32, for adapters that are stored in half precision."""
-    assert isinstance(row, tuple), "rows are named tuples"
-    parts = (part.float() if isinstance(part, Tensor) else part for part in row)
-    result: Row = type(row)(*parts)
-    return result
+    names = row._fields if isinstance(row, tuple) else [part.name for part in fields(row)]
+    parts = {name: getattr(row, name) for name in names}
+    return type(row)(**{name: part.float() if isinstance(part, Tensor) else part for name, part in parts.items()})
 
 
 COMMON_FIELDS = frozenset(
