@@ -35,6 +35,7 @@ class Segments:
         self._adapters: Sequence[LoadedAdapter] = ()
         self._sites: dict[Method[Any], set[str]] = {}
         self._spans: dict[Method[Any], list[Span]] = {}
+        self._found: dict[str, list[tuple[Method[Any], list[Segment[Any]]]]] = {}
 
     def begin(self, adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> None:
         """A pass over texts: text i uses adapters[i] and covers rows starts[i] to starts[i + 1]."""
@@ -45,13 +46,13 @@ class Segments:
 
     def move(self, starts: Sequence[int]) -> None:
         """From now on text i covers rows starts[i] to starts[i + 1]."""
-        self._spans = defaultdict(list)
+        self._spans, self._found = defaultdict(list), {}
         for span in join(self._adapters, starts):
             self._spans[span.adapter.method].append(span)
 
     def end(self) -> None:
         """No batch is in flight."""
-        self._adapters, self._sites, self._spans = (), {}, {}
+        self._adapters, self._sites, self._spans, self._found = (), {}, {}, {}
 
     def change_input(self, site: str, x: Tensor, is_shared: bool) -> Tensor:
         """What goes into a site, x [rows, d_in]; it is changed in place unless others read it too."""
@@ -69,11 +70,13 @@ class Segments:
 
     def _at(self, site: str) -> list[tuple[Method[Any], list[Segment[Any]]]]:
         """The methods that act at a site, each with its adapters' segments."""
-        return [
-            (method, [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None])
-            for method, spans in self._spans.items()
-            if site in self._sites[method]
-        ]
+        if site not in self._found:
+            self._found[site] = [
+                (method, [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None])
+                for method, spans in self._spans.items()
+                if site in self._sites[method]
+            ]
+        return self._found[site]
 
 
 def join(adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> list[Span]:

@@ -1,7 +1,7 @@
 """What a PEFT method is to the rest of the code.
 
 A method acts at sites: linear layers of the frozen base. For an adapter it holds one row per site, a
-named tuple of views into the adapter's own flat block of memory. In a batch each method sees the
+named tuple or data class of views into the adapter's own flat block of memory. In a batch each method sees the
 segments of its own adapters and changes what goes into a site, what comes out of it, or both.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import regex
@@ -148,9 +148,12 @@ class Method(ABC, Generic[Row]):
 
 def widened(row: Row) -> Row:
     """A row whose tensors are float32, for adapters that are stored in half precision."""
-    names = row._fields if isinstance(row, tuple) else [part.name for part in fields(row)]
-    parts = {name: getattr(row, name) for name in names}
-    return type(row)(**{name: part.float() if isinstance(part, Tensor) else part for name, part in parts.items()})
+    if is_dataclass(row) and not isinstance(row, type):
+        parts = {part.name: getattr(row, part.name) for part in fields(row)}
+        return replace(row, **{name: part.float() for name, part in parts.items() if isinstance(part, Tensor)})
+    assert isinstance(row, tuple), "rows are named tuples or data classes"
+    result: Row = type(row)(*(part.float() if isinstance(part, Tensor) else part for part in row))
+    return result
 
 
 COMMON_FIELDS = frozenset(
