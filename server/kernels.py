@@ -1,6 +1,6 @@
-"""Optional compiled code for the CPU: where a C compiler is at hand, `kernels.c` is compiled once and kept.
+"""Optional compiled code for CPUs with AVX-512: where a C compiler is at hand, `kernels.c` is compiled once and kept.
 
-Nothing depends on it: without a compiler, torch does the same in more and smaller steps.
+Nothing depends on it: without, torch does the same in more and smaller steps.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from server.methods.base import Segment
 from server.products import ACTIVATIONS, LowRank, TorchProducts
 
 SOURCE = Path(__file__).with_name("kernels.c")
+CPUINFO = Path("/proc/cpuinfo")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 LANES, QUERIES, ALIGNMENT = 16, 4, 64
@@ -210,10 +211,13 @@ def compiled(folder: Path) -> Path:
 
     Raises OSError and SubprocessError.
     """
+    kind = processor()
+    if not has_wide_registers(kind):
+        raise OSError("the processor has no AVX-512, without which the compiled code is slower than torch")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise OSError(f"there is no C compiler ({', '.join(COMPILERS)})")
-    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, _processor())).encode()
+    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, kind)).encode()
     path = folder / f"kernels-{hashlib.sha256(identity).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,10 +229,15 @@ def compiled(folder: Path) -> Path:
     return path
 
 
-def _processor() -> str:
+def has_wide_registers(processor: str) -> bool:
+    """Whether a vector of the source fits one register; compilers take those that do not apart, float by float."""
+    return "avx512f" in processor.split()
+
+
+def processor() -> str:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()

@@ -21,7 +21,8 @@ from tests.seeded import Peer, make_adapter, make_base, peft_configs
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, kernels.COMPILERS)), reason="there is no C compiler on this machine"
+    not any(map(shutil.which, kernels.COMPILERS)) or not kernels.has_wide_registers(kernels.processor()),
+    reason="there is no C compiler on this machine, or no AVX-512",
 )
 
 
@@ -144,8 +145,8 @@ def test_low_rank_updates_equal_torch_s(
     segments, place, d_in = [], 0, d_out if is_same else d_in
     for num_rows, gap, rank, activation, has_bias, dtype in drawn:
         down, up = torch.randn(rank, d_in) / d_in**0.5, torch.randn(d_out, rank) / rank**0.5
-        biases = (torch.randn(rank), torch.randn(d_out)) if has_bias else (None, None)
-        row = LowRank(down.mT.to(dtype), up.mT.to(dtype), 0.7, *biases, activation)
+        down_bias, up_bias = (torch.randn(size) if has_bias else None for size in (rank, d_out))
+        row = LowRank(down.mT.to(dtype), up.mT.to(dtype), 0.7, down_bias, up_bias, activation)
         segments.append(Segment(place + gap, place + gap + num_rows, widened(row)))
         place += gap + num_rows
     y = torch.randn(place + 1, 3 * d_out).chunk(3, 1)[1]
@@ -169,7 +170,7 @@ def test_an_update_that_is_not_finite_spoils_no_other(compiled: Kernels, activat
     for wrong in (torch.nan, torch.inf, -torch.inf):
         x, y = torch.randn(12, 16), torch.zeros(12, 32)
         x[5, 3] = wrong
-        rows = [LowRank(torch.randn(4, 16).mT, torch.randn(32, 4).mT, 1.0, activation=activation) for _ in range(3)]
+        rows = [LowRank(torch.randn(9, 16).mT, torch.randn(32, 9).mT, 1.0, activation=activation) for _ in range(3)]
         compiled.add_low_rank(x, y, [Segment(4 * index, 4 * index + 4, row) for index, row in enumerate(rows)])
         assert y.isfinite().all(1).tolist() == [index != 5 for index in range(12)]
 
@@ -235,13 +236,16 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == [first]
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "read-only", "wrong source"])
+@pytest.mark.parametrize("fault", ["no compiler", "narrow registers", "read-only", "wrong source"])
 def test_without_it_torch_does_the_work(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     if fault == "no compiler":
         monkeypatch.setenv("PATH", str(tmp_path))
+    elif fault == "narrow registers":
+        monkeypatch.setattr(kernels, "CPUINFO", tmp_path / "cpuinfo")
+        (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2 avx2 fma\n")
     elif fault == "read-only":
         (tmp_path / ".cache").write_text("a file where the folder should be")
     else:
