@@ -51,7 +51,7 @@ class Settings(BaseModel):
     threads: int = Field(0, ge=0)
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
-    """auto compiles a small piece of C for the CPU on the first start, where there is a compiler; off never does."""
+    """auto compiles a small piece of C on the first start, given AVX-512 and a C compiler; off never does."""
     max_inputs: int = Field(256, ge=1, le=10_000)
     """Most texts in one request."""
     max_body_bytes: int = Field(2 << 20, ge=1024)

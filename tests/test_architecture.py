@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
     "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
-    "library_encoder", "frozen_linear", "kernels", "attention", "store", "host_tier", "loaded_adapter", "heads",
-    "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
+    "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
+    "heads", "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
     "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
@@ -27,7 +27,7 @@ COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 # What one package may import of another
 ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
-                 "server.tokenizer", "server.errors", "decision.rows"),
+                 "server.products", "server.tokenizer", "server.errors", "decision.rows"),
     "loadtest": ("decision.rows",),
     "server": ("decision.web",),
     "decision": (),

@@ -23,7 +23,7 @@ from server.engine import ThreadEngine
 from server.errors import AdapterFailed, AdapterNotFound, EngineStopped, ForwardFailed, OutOfMemory, Overloaded
 from server.forward import Forward, Work
 from server.jobs import BatchReport, EngineHealth, Job
-from server.methods.lora import LoraRow
+from server.products import LowRank
 from server.store import Store
 from server.weights_file import WeightsFile, read_block
 from tests.seeded import make_adapter, peft_configs
@@ -533,7 +533,7 @@ def test_an_adapter_that_makes_the_pass_raise_fails_alone(
         folder = adapter_folder.read(tmp_path, name, bert_base)
         adapter = store.load(folder)
         if name == "b":  # weights of a wrong shape that got past every check
-            rows = {site: LoraRow(torch.zeros(7, 2), torch.zeros(2, 7), 1.0) for site in adapter.rows}
+            rows = {site: LowRank(torch.zeros(7, 2), torch.zeros(2, 7), 1.0) for site in adapter.rows}
             object.__setattr__(adapter, "rows", rows)
         jobs.append(Job(name, folder.version, (2, 9, 3), (0, 0, 0)))
     engine = ThreadEngine(gate, store)
