@@ -18,7 +18,7 @@ from server import classification
 from server.activation import Activation
 from server.classification import Question
 from server.desk import InVisit, Needs, Visit
-from server.errors import AdaptermuxError, InvalidInput
+from server.errors import AdaptermuxError, InvalidInput, SourceNotFound
 from server.problems import headers_of
 from server.schemas import by_hand, check_count, check_text, kind_of
 from server.tokenizer import Side
@@ -219,6 +219,8 @@ async def unload_lora_adapter(body: UnloadLoraRequest, visit: InVisit) -> str:
 
 def problem(error: AdaptermuxError) -> Response:
     status = 400 if error.status == 422 else error.status
+    if isinstance(error, SourceNotFound):
+        status = 404
     field = error.field if isinstance(error, InvalidInput) else None
     kind = "InvalidUserInput" if field in LoadLoraRequest.model_fields else TYPES.get(status, type(error).__name__)
     body = VllmErrorDetails(message=str(error), type=kind, param=field, code=status)
