@@ -57,12 +57,7 @@ class TextInputs(BaseModel):
 
     def texts(self) -> list[tuple[str, TextInput]]:
         """Every input with the path of its text in the request."""
-        many = self.inputs if isinstance(self.inputs, list) else [self.inputs]
-        found = []
-        for index, one in enumerate(many):
-            path = f"inputs[{index}]" if isinstance(self.inputs, list) else "inputs"
-            found.append((path, TextInput(text=one)) if isinstance(one, str) else (f"{path}.text", one))
-        return found
+        return texts_at("inputs", self.inputs)
 
 
 class AdapterClassifyRequest(ClassifyOptions, TextInputs):
@@ -344,6 +339,13 @@ def check_inputs(path: str, value: object) -> None:
             _check_input(f"{path}[{index}]", one)
     else:
         _check_input(path, value)
+
+
+def texts_at(path: str, inputs: str | TextInput | list[str | TextInput]) -> list[tuple[str, TextInput]]:
+    """Every input with the path of its text."""
+    if isinstance(inputs, list):
+        return [found for index, one in enumerate(inputs) for found in texts_at(f"{path}[{index}]", one)]
+    return [(path, TextInput(text=inputs)) if isinstance(inputs, str) else (f"{path}.text", inputs)]
 
 
 def check_count(path: str, values: Sequence[object]) -> None:

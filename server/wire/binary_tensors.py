@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.errors import InvalidInput, InvalidJson
+from server.schemas import kind_of
 
 HEADER = "Inference-Header-Content-Length"
 FIELD = "inputs"
@@ -26,7 +27,9 @@ def with_texts(body: bytes, json_length: str) -> bytes:
         request: Any = json.loads(head)
     except (ValueError, RecursionError) as error:
         raise InvalidJson(f"the first {json_length} bytes of the body are not JSON: {error}") from error
-    tensors = request.get(FIELD) if isinstance(request, dict) else None
+    if not isinstance(request, dict):
+        raise InvalidInput("body", f"the JSON must be an object, not {kind_of(request)}")
+    tensors = request.get(FIELD)
     for index, tensor in enumerate(tensors if isinstance(tensors, list) else []):
         parameters = tensor.get("parameters") if isinstance(tensor, dict) else None
         size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None

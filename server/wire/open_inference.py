@@ -21,7 +21,7 @@ from server.classification import Classified, Question
 from server.desk import InVisit, Needs, Visit
 from server.errors import AdaptermuxError, InvalidInput
 from server.problems import headers_of
-from server.schemas import TextInputs
+from server.schemas import texts_at
 from server.wire import binary_tensors
 from server.wire.open_inference_bodies import (
     InferRequest,
@@ -176,8 +176,7 @@ async def unload(model: str, visit: InVisit) -> ModelReady:
 @router.post("/v1/models/{model}:predict", operation_id="v1_predict", dependencies=READING, responses=INFER)
 async def predict(model: str, body: PredictRequest, visit: InVisit) -> PredictResponse:
     """Classify with an adapter, in KServe's version 1."""
-    inputs = TextInputs(inputs=body.instances).texts()
-    questions = [Question(field.replace("inputs", "instances", 1), one.text, one.text_pair) for field, one in inputs]
+    questions = [Question(path, one.text, one.text_pair) for path, one in texts_at("instances", body.instances)]
     classified = await classification.classify(visit, model, questions)
     predictions = []
     for answer in classified.answers:
