@@ -75,22 +75,32 @@ class Tokenizer:
         """
         if len(encoded.token_ids) <= max_length:
             return encoded
-        if truncate:
-            cut = self._cut(text, text_pair, max_length, side)
-            if 1 <= len(cut.token_ids) <= max_length:
-                return cut
-        hint = "not even an empty text fits" if truncate else "shorten it or ask for truncation"
-        raise TextTooLong(
-            field, f"`{field}` has {len(encoded.token_ids)} tokens, this adapter takes {max_length}; {hint}"
-        )
+        num_tokens = len(encoded.token_ids)
+        if not truncate:
+            raise TextTooLong(
+                field,
+                f"`{field}` has {num_tokens} tokens, this adapter takes {max_length}; shorten it or ask for truncation",
+            )
+        cut = self._cut(text, text_pair, max_length, side)
+        if cut is None or len(cut.token_ids) > max_length:
+            raise TextTooLong(
+                field, f"`{field}` has {num_tokens} tokens, of which nothing is left if it is cut to {max_length}"
+            )
+        return cut
 
-    def _cut(self, text: Text, text_pair: str | None, max_length: int, side: Side) -> Encoded:
-        """What the library's own truncation gives, without a copy of the tokenizer for every length and side."""
+    def _cut(self, text: Text, text_pair: str | None, max_length: int, side: Side) -> Encoded | None:
+        """What the library's own truncation gives, without a copy of the tokenizer for every length and side.
+
+        None if only special tokens would be left.
+        """
+        special = 0 if not isinstance(text, str) else self._whole.num_special_tokens_to_add(text_pair is not None)
+        room = max_length - special
+        if room < 1:
+            return None
         if not isinstance(text, str):
-            kept = text[:max_length] if side == "right" else text[-max_length:]
+            kept = text[:room] if side == "right" else text[-room:]
             return Encoded(kept, (0,) * len(kept))
         parts = self._whole.encode_batch([text] if text_pair is None else [text, text_pair], add_special_tokens=False)
-        room = max(0, max_length - self._whole.num_special_tokens_to_add(text_pair is not None))
         for part, num_kept in zip(parts, _shares([len(part.ids) for part in parts], room), strict=True):
             part.truncate(num_kept, direction=side)
         encoding = self._whole.post_process(parts[0], parts[1] if len(parts) == 2 else None)

@@ -57,8 +57,12 @@ def test_a_token_id_that_the_base_model_does_not_have_is_refused(base_folders: d
         tokenizer.encode_whole((1, unknown), None, "input")
 
 
-def test_a_length_in_which_nothing_fits_is_refused(base_folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("text", "length"), [("word1 word2", 2), ("word1 word2", 0), ((5, 6), 0)])
+def test_a_text_is_never_cut_to_nothing(
+    base_folders: dict[str, Path], text: str | tuple[int, ...], length: int
+) -> None:
     tokenizer = Tokenizer(base_folders["bert"])
-    assert tokenizer.encode("word1 word2", None, 2, True, "text").token_ids == (2, 3)
-    with pytest.raises(TextTooLong, match="not even an empty text fits"):
-        tokenizer.encode("word1 word2", None, 1, True, "text")
+    whole = tokenizer.encode_whole(text, None, "text")
+    assert tokenizer.fit(whole, text, None, 3, True, "text").token_ids[:2] in ((2, 6), (5, 6))
+    with pytest.raises(TextTooLong, match=f"nothing is left if it is cut to {length}"):
+        tokenizer.fit(whole, text, None, length, True, "text")

@@ -207,6 +207,7 @@ TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["word1"]}
             400,
             "classification",
         ),
+        ("reviews", body("word1", id="x" * 257), 400, "`id`"),
         ("reviews", body(*["word1"] * (MAX_INPUTS + 1)), 400, str(MAX_INPUTS)),
         ("reviews", body("x" * 100_000), 413, "100000"),
     ],
@@ -279,6 +280,13 @@ def test_a_body_of_another_type_is_415_and_one_that_is_no_json_400(server: Wired
         broken = httpx2.post(url, content=content)
         assert broken.status_code == status
         assert list(broken.json()) == ["error"]
+
+
+def test_an_id_that_is_no_text_is_refused(server: Wired) -> None:
+    raw = json.dumps(body("word1", id="\ud800"))
+    response = httpx2.post(f"{server.url}/v2/models/reviews/infer", content=raw)
+    assert response.status_code == 400
+    assert "`id`" in response.json()["error"]
 
 
 def test_what_a_caller_may_not_see_is_answered_as_unknown(server: Wired) -> None:

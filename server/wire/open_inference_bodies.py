@@ -106,7 +106,7 @@ class InferRequest(BaseModel):
         }
     )
 
-    id: str | None = None
+    id: Annotated[str, Field(max_length=256)] | None = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=2)]
     outputs: list[RequestedOutput] | None = None

@@ -56,7 +56,7 @@ class VllmClassifyRequest(BaseModel):
     """A text, a list of texts, the token ids of a text (special tokens included), or a list of such lists."""
     use_activation: Annotated[bool, Field(strict=True)] | None = None
     """false gives the logits."""
-    truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1, strict=True)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, strict=True)] | None = None
     """Cut texts to so many tokens, or to what the adapter takes if that is less or this is -1; null refuses them."""
     truncation_side: Side | None = None
     """The end that is cut off; `right` if not given."""
