@@ -58,7 +58,7 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     It is answered once the version is in memory and checked to its last byte. Until then, and if anything goes wrong,
     the id stands for what it stood for before.
     """
-    _check_new_id(adapter_id, visit)
+    check_new_id(adapter_id, visit)
     record = await run_in_threadpool(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
@@ -138,7 +138,7 @@ def _reason(refusal: Refusal | None) -> Reason | None:
     return Reason(code=refusal.code, reason=refusal.reason) if refusal is not None else None
 
 
-def _check_new_id(adapter_id: str, visit: Visit) -> None:
+def check_new_id(adapter_id: str, visit: Visit) -> None:
     """A caller may only make adapters that they may see; whether one of that name is there is not told."""
     if not ADAPTER_ID.fullmatch(adapter_id):
         raise InvalidInput(
