@@ -174,8 +174,9 @@ def _real_file(path: Path, home: Path) -> Path:
         real = path.resolve(strict=True)
     except FileNotFoundError as error:
         raise AdapterDamaged(f"`{path.name}` is missing") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links; its text would name the path
+        reason = getattr(error, "strerror", None) or "its links form a loop"
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {reason}") from error
     if not real.is_relative_to(home):
         raise PathEscape(f"`{path.name}` leads out of the adapter root")
     if not real.is_file():
@@ -188,7 +189,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error.strerror}") from error
     if len(data) > limit:
         raise AdapterDamaged(f"`{path.name}` has more than {limit} bytes, the most that are read")
     return data

@@ -87,7 +87,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error.strerror}") from error
 
 
 def read_block(weights: WeightsFile, sha256: str) -> Tensor:
