@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import __version__
 from server.callers import ANYBODY
+from server.description import describe
 from server.desk import Desk
 from server.errors import (
     AdaptermuxError,
@@ -36,6 +38,7 @@ def create_app(desk: Desk, max_body_bytes: int) -> FastAPI:
         title="adaptermux", version=__version__, summary="One frozen base model, many adapters, one forward pass"
     )
     app.state.desk = desk
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for router in (*ROUTERS, *(wire.router for wire in WIRES)):
         app.include_router(router)
     for kind in (AdaptermuxError, RequestValidationError, HTTPException, Exception):

@@ -18,9 +18,9 @@ ENGINE_SIDE = (
     "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
-    "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog", "sources",
-    "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation", "command", "client",
-    "asker", "rows", "partial_file", "bulk",
+    "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
+    "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
+    "command", "client", "asker", "rows", "partial_file", "bulk",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 
