@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi.responses import JSONResponse
 
-from server.errors import AdaptermuxError, InvalidInput, MethodNotAllowed, NotAuthenticated
+from server.errors import AdaptermuxError, BodyTooSlow, InvalidInput, MethodNotAllowed, NotAuthenticated
 from server.schemas import FieldProblem, Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -37,4 +37,6 @@ def headers_of(error: AdaptermuxError) -> dict[str, str]:
         headers["Allow"] = error.allow
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of it may never come
     return headers

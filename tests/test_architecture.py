@@ -18,7 +18,8 @@ ENGINE_SIDE = (
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog",
-    "tokenizer", "settings", "metrics", "activation", "command",
+    "tokenizer", "settings", "metrics", "activation", "command", "keys", "admission", "quotas", "trail", "failures",
+    "edges", "request_limits", "connections", "gate", "tracing",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "demo", "__main__")
 
