@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from server.base_model import BaseModel
@@ -60,6 +61,25 @@ def write_keys(path: Path, *keys: dict[str, Any], **tenants: dict[str, Any]) -> 
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+def routes(app: Any) -> list[Any]:
+    """Every route of an application, those of its routers included."""
+    found: list[Any] = []
+    for route in app.routes:
+        inner = getattr(route, "original_router", None)
+        found += [route] if inner is None else routes(inner)
+    return found
+
+
+def endpoints(app: Any) -> list[tuple[str, str]]:
+    """Every method and path template that an application answers."""
+    found = []
+    for route in routes(app):
+        path = f"{route.path}/x" if isinstance(route, Mount) else route.path
+        found += [(method, path) for method in sorted(getattr(route, "methods", None) or {"GET"})]
+    assert len(found) > 15
+    return found
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.routing import BaseRoute, Mount
 from starlette.testclient import TestClient
 
 from server.app import create_app
@@ -23,7 +22,7 @@ from server.errors import SettingsError
 from server.gate import Gate
 from server.keys import CHECK_EVERY_S, Keys, add_make_key_flags, make_key
 from server.service import Service
-from tests.serving import Clock, bearer, entry, make_adapters, settings_for, write_keys
+from tests.serving import Clock, bearer, endpoints, entry, make_adapters, routes, settings_for, write_keys
 
 OPERATOR, READER, WATCHER, EXPIRED = "operator-1", "reader-1", "watcher-1", "expired-1"
 ALL = (
@@ -58,31 +57,18 @@ def client(service: Service, path: Path, clock: Clock) -> Iterator[TestClient]:
         yield client
 
 
-def routes(client: TestClient) -> list[tuple[str, str]]:
-    """Every method and path that the application answers, from its own routes."""
-    found: list[tuple[str, str]] = []
-    for route in flat(client.app.routes):  # type: ignore[attr-defined]
-        path = route.path + "/x" if isinstance(route, Mount) else route.path
-        found += [(method, path) for method in getattr(route, "methods", None) or {"GET"}]
-    assert len(found) > 15
-    return found
-
-
-def flat(routes: list[BaseRoute]) -> Iterator[Any]:
-    for route in routes:
-        inner = getattr(route, "original_router", None)
-        if inner is None:
-            yield route
-        else:
-            yield from flat(inner.routes)
-
-
 def is_open(path: str) -> bool:
     return path.startswith(("/health/", "/v2/health/"))
 
 
 def test_every_route_and_every_unknown_path_needs_a_key(client: TestClient) -> None:
-    paths = [*routes(client), ("GET", "/nothing"), ("POST", "/v1/none"), ("OPTIONS", "/v1/classify"), ("GET", "/")]
+    paths = [
+        *endpoints(client.app),
+        ("GET", "/nothing"),
+        ("POST", "/v1/none"),
+        ("OPTIONS", "/v1/classify"),
+        ("GET", "/"),
+    ]
     for method, path in paths:
         response = client.request(method, path, content=b"no JSON", headers={"content-type": "application/json"})
         assert (response.status_code == 401) != is_open(path), (method, path)
@@ -136,7 +122,7 @@ def test_a_known_key_is_let_in(client: TestClient, headers: dict[str, str]) -> N
 def test_every_route_names_its_scope(client: TestClient) -> None:
     """A route without a scope would be open to every key; only the documents are."""
     without = set()
-    for route in flat(client.app.routes):  # type: ignore[attr-defined]
+    for route in routes(client.app):
         dependant = getattr(route, "dependant", None)
         needs = [one.call for one in dependant.dependencies if isinstance(one.call, Needs)] if dependant else []
         if not needs and not is_open(route.path):
