@@ -135,10 +135,10 @@ class Catalog:
         with self._lock:
             known = sorted(self._records)
         asked = adapter_id[:128]
+        visible = [name for name in known if sees(name)]  # first of all: nothing hidden may change what is said
         # comparing names takes time: with very many adapters only those that begin alike are compared
-        likely = known if len(known) <= MOST_COMPARED else [name for name in known if name[:1] == asked[:1]]
-        visible = [name for name in likely if sees(name)][:MOST_COMPARED]
-        near = difflib.get_close_matches(asked, visible, n=3, cutoff=0.5)
+        likely = visible if len(visible) <= MOST_COMPARED else [name for name in visible if name[:1] == asked[:1]]
+        near = difflib.get_close_matches(asked, likely[:MOST_COMPARED], n=3, cutoff=0.5)
         hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else "see GET /v1/adapters"
         raise AdapterNotFound(f"there is no adapter {asked!a}; {hint}")
 

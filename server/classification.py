@@ -93,6 +93,9 @@ class Tokens:
         self._max_tokens, self._side = max_tokens, side
         self._whole: list[Encoded] | None = None
 
+    def __len__(self) -> int:
+        return len(self._questions)
+
     def fitted(self, max_length: int) -> list[Encoded]:
         """For an adapter that takes so many tokens. Raises TextTooLong, InvalidInput."""
         if self._whole is None:
@@ -124,11 +127,12 @@ async def classify(
 
 
 def check_count(visit: Visit, num_texts: int, num_adapters: int = 1) -> None:
-    """Raises TooManyInputs."""
+    """Of every request, once: raises TooManyInputs, and QuotaExceeded."""
     most = visit.desk.max_inputs
     if num_texts * num_adapters > most:
         asked = f"{num_texts} texts" if num_adapters == 1 else f"{num_texts} texts for {num_adapters} adapters"
         raise TooManyInputs("inputs", f"`inputs` has {asked}, at most {most} are taken in one request")
+    visit.desk.quotas.count_request(visit.caller, num_texts * num_adapters)
 
 
 async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Result:
@@ -161,7 +165,8 @@ async def classify_tokens(visit: Visit, reference: str, tokens: Tokens, threshol
                 kind = card.manifest.problem_type
                 raise InvalidInput("threshold", f"`threshold` is for multi-label adapters; `{known}` is {kind}")
             try:
-                classified = await _classify(visit, card, tokens)
+                with visit.desk.quotas.in_flight(visit.caller, len(tokens)):
+                    classified = await _classify(visit, card, tokens)
                 break
             except AdapterNotFound:
                 if attempt == NUM_ATTEMPTS:
@@ -183,12 +188,24 @@ async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classifi
     encoded = await run_in_threadpool(tokens.fitted, card.manifest.max_length)
     tokenize_s = time.perf_counter() - began
     jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, visit.deadline) for one in encoded]
+    num_tokens = sum(job.num_tokens for job in jobs)
+    visit.desk.quotas.count_tokens(visit.caller, num_tokens)
     answers = await _run(visit.desk.engine, jobs)
-    classified = Classified(card, answers, sum(job.num_tokens for job in jobs), tokenize_s * 1e3)
-    visit.desk.metrics.texts_classified(len(jobs), classified.num_tokens, tokenize_s, classified.queue_ms / 1e3)
-    if card.manifest.problem_type != "regression":
-        visit.desk.metrics.predicted(card.adapter_id, classified.labels())
+    classified = Classified(card, answers, num_tokens, tokenize_s * 1e3)
+    _note(visit, classified)
     return classified
+
+
+def _note(visit: Visit, classified: Classified) -> None:
+    """Count what was classified, and write it on the request's trail."""
+    num_texts, num_tokens = len(classified.answers), classified.num_tokens
+    tokenize_ms, queue_ms = classified.tokenize_ms, classified.queue_ms
+    visit.desk.metrics.texts_classified(num_texts, num_tokens, tokenize_ms / 1e3, queue_ms / 1e3)
+    if classified.card.manifest.problem_type != "regression":
+        visit.desk.metrics.predicted(classified.card.adapter_id, classified.labels())
+    if visit.caller.tenant is not None:
+        visit.desk.metrics.tenant_classified(visit.caller.tenant, num_texts, num_tokens)
+    visit.trail.classified(classified.card, num_texts, num_tokens, tokenize_ms, queue_ms, classified.compute_ms)
 
 
 async def _run(engine: Engine, jobs: list[Job]) -> list[Answer]:

@@ -191,27 +191,20 @@ def _serve(flags: dict[str, Any]) -> int:
 
     import signal
 
-    import uvicorn
-
     from server import logs
     from server.app import create_app
+    from server.connections import web_server
+    from server.gate import open_gate
     from server.service import Service
 
-    with listener, Service(settings) as service:
+    with listener, open_gate(settings) as gate, Service(settings) as service:
         listener.listen(BACKLOG)
         host, port = listener.getsockname()[:2]
         logs.event("server_started", url=f"http://{host}:{port}", adapters=len(service.catalog.all()))
         # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        config = uvicorn.Config(
-            create_app(service.desk, settings.max_body_bytes),
-            access_log=False,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=settings.drain_s,
-        )
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            web_server(create_app(service.desk, settings.max_body_bytes, gate), settings).run(sockets=[listener])
     logs.event("server_stopped")
     return 0
 

@@ -13,8 +13,10 @@ from server.callers import Caller, Scope
 from server.catalog import Alias, Catalog, Record
 from server.jobs import Engine
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.schemas import BaseInfo
 from server.tokenizer import Tokenizer
+from server.trail import Trail
 
 MAX_TIMEOUT_MS = 600_000
 MAX_ROUTING_KEY = 256
@@ -45,13 +47,14 @@ class Lifecycle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Everything in it may be used from any thread."""
+    """Everything in it may be used from any thread, but for the quotas: those are the event loop's."""
 
     engine: Engine
     catalog: Catalog
     lifecycle: Lifecycle
     tokenizer: Tokenizer
     metrics: Metrics
+    quotas: Quotas
     base: BaseInfo
     max_inputs: int
 
@@ -63,6 +66,7 @@ class Visit:
     desk: Desk
     request: Request
     caller: Caller
+    trail: Trail
     timeout_s: float | None
     deadline: float | None
     routing_key: str | None
@@ -90,7 +94,8 @@ async def visit(
 ) -> Visit:
     timeout_s = timeout_ms / 1e3 if timeout_ms is not None else None
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    return Visit(request.app.state.desk, request, request.state.caller, timeout_s, deadline, routing_key)
+    state = request.state
+    return Visit(request.app.state.desk, request, state.caller, state.trail, timeout_s, deadline, routing_key)
 
 
 class Needs:

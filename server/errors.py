@@ -18,8 +18,11 @@
     │   ├── PickleRefused          its weights are a pickle file
     │   └── PathEscape             a name or link leads out of the adapter root
     ├── RequestError               the caller's mistake
+    │   ├── InvalidHttp            what came is no request
     │   ├── InvalidJson            the body is no JSON
     │   ├── BodyTooLarge
+    │   ├── BodyTooSlow            it did not come in time
+    │   ├── HeadTooLarge           address or headers are too long, or too many
     │   ├── UnsupportedMediaType
     │   ├── NoSuchRoute
     │   ├── MethodNotAllowed
@@ -30,6 +33,7 @@
     │   ├── NotAuthenticated       no key, or one that is not known
     │   ├── ScopeMissing           the key does not allow this
     │   ├── AdapterForbidden       the key does not allow an adapter of that name
+    │   ├── QuotaExceeded          the tenant has used up what it may
     │   ├── AdapterNotFound
     │   ├── SourceForbidden        the kind or place of a source is not allowed here
     │   ├── SourceNotFound         there is no adapter at a source
@@ -140,6 +144,10 @@ class RequestError(AdaptermuxError):
     code = "bad_request"
 
 
+class InvalidHttp(RequestError):
+    code = "invalid_http"
+
+
 class InvalidJson(RequestError):
     code = "invalid_json"
 
@@ -168,6 +176,16 @@ class MethodNotAllowed(RequestError):
 class BodyTooLarge(RequestError):
     status = 413
     code = "body_too_large"
+
+
+class BodyTooSlow(RequestError):
+    status = 408
+    code = "body_too_slow"
+
+
+class HeadTooLarge(RequestError):
+    status = 431
+    code = "head_too_large"
 
 
 class ClientLeft(RequestError):
@@ -211,6 +229,15 @@ class ScopeMissing(RequestError):
 class AdapterForbidden(RequestError):
     status = 403
     code = "adapter_forbidden"
+
+
+class QuotaExceeded(RequestError):
+    status = 429
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class AdapterNotFound(RequestError):

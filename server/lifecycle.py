@@ -273,7 +273,11 @@ class Lifecycle:
                     self._pin(replace(record, alias=alias), Record(record.adapter_id))
 
     def _known(self, adapter_id: str) -> Record:
-        return self._catalog.find(adapter_id)
+        """Without near names: who asks may not know of all."""
+        record = self._catalog.get(adapter_id)
+        if record is None:
+            raise AdapterNotFound(f"there is no adapter {adapter_id[:128]!a}; see GET /v1/adapters")
+        return record
 
     def _check_alias(self, record: Record, alias: Alias) -> None:
         for target in alias:

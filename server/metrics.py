@@ -15,6 +15,7 @@ METHODS = (1, 2, 3, 4, 6)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER = "other"
+MOST_TENANTS = 100
 MOST_LABELS = 32
 """Labels of one adapter that are counted under their own name; what an adapter predicts beyond them shares `other`."""
 
@@ -29,6 +30,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._top = top_adapters
         self._named: set[str] = set()
+        self._tenants: set[str] = set()
         self._requests = Counter(
             "adaptermux_requests", "Classification requests answered", ["adapter", "code"], registry=self.registry
         )
@@ -60,6 +62,23 @@ class Metrics:
         )  # fmt: skip
         self._state = StateCollector(self._known_label)
         self.registry.register(self._state)
+        self._refused = Counter(
+            "adaptermux_refused", "Requests refused by their head or body alone", ["code"], registry=self.registry
+        )
+        self._tenant_texts = Counter(
+            "adaptermux_tenant_texts", "Texts classified for a tenant", ["tenant"], registry=self.registry
+        )
+        self._tenant_tokens = Counter(
+            "adaptermux_tenant_tokens", "Tokens classified for a tenant", ["tenant"], registry=self.registry
+        )
+        self._tenant_refused = Counter(
+            "adaptermux_tenant_refused", "Requests beyond a tenant's quota", ["tenant"], registry=self.registry
+        )
+        self._keys = Gauge("adaptermux_keys", "Keys that are known", registry=self.registry)
+        self._keys_fresh = Gauge(
+            "adaptermux_keys_fresh", "1 while the keys are those of the file, 0 while it is wrong and older ones stay",
+            registry=self.registry,
+        )  # fmt: skip
 
     def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
         """Count a request; adapter_id is the id of a known adapter, or empty. seconds: None if it never got started."""
@@ -73,6 +92,18 @@ class Metrics:
         self._tokens.inc(num_tokens)
         self._tokenize_s.observe(tokenize_s)
         self._queue_s.observe(queue_s)
+
+    def refused(self, code: str) -> None:
+        """Count a request that no route has seen."""
+        self._refused.labels(code).inc()
+
+    def tenant_classified(self, tenant: str, num_texts: int, num_tokens: int) -> None:
+        label = _capped(tenant, self._tenants, MOST_TENANTS)
+        self._tenant_texts.labels(label).inc(num_texts)
+        self._tenant_tokens.labels(label).inc(num_tokens)
+
+    def tenant_refused(self, tenant: str) -> None:
+        self._tenant_refused.labels(_capped(tenant, self._tenants, MOST_TENANTS)).inc()
 
     def predicted(self, adapter_id: str, labels: Iterable[str]) -> None:
         """Count what texts were classified as, so that a shift of an adapter's answers can be seen."""
@@ -117,16 +148,26 @@ class Metrics:
         """The label of an adapter that has one: an adapter gets it when it is asked for, not for being in memory."""
         return adapter_id if adapter_id in self._named else OTHER
 
+    def watch_keys(self, count: Callable[[], float], is_fresh: Callable[[], float]) -> None:
+        """Read the keys' number and state at every scrape."""
+        self._keys.set_function(count)
+        self._keys_fresh.set_function(is_fresh)
+
     def _label(self, adapter_id: str) -> str:
-        if adapter_id in self._named:
-            return adapter_id
-        if adapter_id and len(self._named) < self._top:
-            self._named.add(adapter_id)
-            return adapter_id
-        return OTHER
+        return _capped(adapter_id, self._named, self._top)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+
+def _capped(name: str, named: set[str], most: int) -> str:
+    """The label of a name: itself if it is among the first, else `other`."""
+    if name in named:
+        return name
+    if name and len(named) < most:
+        named.add(name)
+        return name
+    return OTHER

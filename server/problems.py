@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from server.errors import AdaptermuxError, InvalidInput, MethodNotAllowed, NotAuthenticated
+from server.errors import AdaptermuxError, BodyTooSlow, InvalidInput, MethodNotAllowed, NotAuthenticated
 from server.schemas import FieldProblem, Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -40,6 +40,8 @@ def headers_of(error: AdaptermuxError) -> dict[str, str]:
         headers["Allow"] = error.allow
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of it may never come
     return headers
 
 

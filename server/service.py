@@ -22,6 +22,7 @@ from server.ledger import Ledger
 from server.lifecycle import Lifecycle
 from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
+from server.quotas import Quotas
 from server.schemas import BaseInfo
 from server.settings import Settings
 from server.store import Store, quarter_of_memory
@@ -74,6 +75,7 @@ class Service:
             lifecycle=self.lifecycle,
             tokenizer=_load_tokenizer(self.base),
             metrics=self.metrics,
+            quotas=Quotas(self.metrics),
             base=_base_info(self.base),
             max_inputs=settings.max_inputs,
         )

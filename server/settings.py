@@ -52,10 +52,22 @@ class Settings(BaseModel):
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
     """auto compiles a small piece of C on the first start, given AVX-512 and a C compiler; off never does."""
+    keys: Path | None = None
+    """File of the keys that callers need (docs/security.md); without one, everybody may do everything."""
     max_inputs: int = Field(256, ge=1, le=10_000)
     """Most texts in one request."""
     max_body_bytes: int = Field(2 << 20, ge=1024)
     """Longest body of a request; a longer one is refused before it is read."""
+    read_s: float = Field(30, gt=0)
+    """Seconds that a client is given to send a request's head, to send its body, and to take the answer."""
+    max_connections: int = Field(4096, ge=1)
+    """Most connections at one time; a further one is answered 503 and closed."""
+    cors_origins: str = ""
+    """Origins of web pages whose scripts may call this server, with commas between: `https://app.example.org`."""
+    access_log: bool = False
+    """true logs a line for every request: route, status, time, request id, key id and tenant."""
+    otlp_endpoint: str = ""
+    """OpenTelemetry collector that gets a span for every request: `http://collector:4318`; needs the extra `otel`."""
     drain_s: int = Field(30, ge=0)
     """Seconds that requests in flight are given when the server is told to stop."""
     max_batch_tokens: int = Field(8192, ge=1)

@@ -20,7 +20,8 @@ ENGINE_SIDE = (
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
-    "command", "client", "asker", "rows", "partial_file", "bulk",
+    "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
+    "edges", "request_limits", "connections", "gate", "tracing",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 

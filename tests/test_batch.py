@@ -15,9 +15,8 @@ from server.app import create_app
 from server.base_model import BaseModel
 from server.routes import batch
 from server.service import Service
-from server.settings import Settings
 from tests.seeded import make_adapter, peft_configs
-from tests.serving import WAIT_S, listening, until
+from tests.serving import LIMIT_S, listening, settings_for, until
 
 MAX_BODY_BYTES = 10_000
 
@@ -27,8 +26,7 @@ def service(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> I
     root = tmp_path_factory.mktemp("served")
     for seed, name in enumerate(("one", "two")):
         make_adapter(root / name, bert_base.folder, peft_configs("bert")["lora-qv"], 3, seed=seed)
-    settings = Settings(adapters=root, base=str(bert_base.folder), device="cpu", dtype="float32", max_inputs=8)
-    with Service(settings) as service:
+    with Service(settings_for(root, bert_base)) as service:
         yield service
 
 
@@ -39,9 +37,10 @@ def client(service: Service) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
-    with listening(create_app(service.desk, MAX_BODY_BYTES)) as url:
-        yield url
+def url(service: Service, bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = settings_for(tmp_path_factory.mktemp("unused"), bert_base)
+    with listening(create_app(service.desk, MAX_BODY_BYTES), settings) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 def line(number: int, **more: Any) -> bytes:
@@ -93,7 +92,7 @@ def test_a_line_that_fails_stops_no_other(client: TestClient) -> None:
 
 def connect(url: str) -> socket.socket:
     parts = urlsplit(url)
-    connection = socket.create_connection((parts.hostname, parts.port), timeout=WAIT_S)
+    connection = socket.create_connection((parts.hostname, parts.port), timeout=LIMIT_S)
     head = f"POST {batch.PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     connection.sendall(head.encode())
     return connection

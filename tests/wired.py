@@ -78,8 +78,8 @@ def wired(root: Path, base: BaseModel, **changed: Any) -> Iterator[Wired]:
     )
     with Service(settings) as service:
         app = create_app(service.desk, MAX_BODY_BYTES)
-        with listening(app) as url:
-            yield Wired(service, app, url)
+        with listening(app, settings) as (host, port):
+            yield Wired(service, app, f"http://{host}:{port}")
 
 
 @contextmanager

@@ -42,7 +42,8 @@ async def list_adapters(
     """All adapters you may use, those that were refused included."""
     catalog = visit.desk.catalog
     adapters = [entry(record) for record in catalog.all(visit.caller.sees, tag)]
-    return AdapterList(adapters=adapters, trouble=_reason(catalog.trouble))
+    trouble = catalog.trouble if visit.caller.tenant is None else None  # it names the folder or bucket
+    return AdapterList(adapters=adapters, trouble=_reason(trouble))
 
 
 @router.get("/v1/adapters/{adapter_id}", dependencies=READING, responses=problems(s404="No such adapter"))
@@ -71,7 +72,9 @@ async def delete_adapter(
     visit: InVisit,
 ) -> Response:
     """Forget an adapter, or one version. Texts it is classifying are answered; its memory is free with the last."""
-    visit.desk.catalog.find(reference.partition("@")[0], visit.caller.sees)
+    adapter_id = reference.partition("@")[0]
+    _check_allowed(adapter_id, visit)
+    visit.desk.catalog.find(adapter_id, visit.caller.sees)
     await run_in_threadpool(visit.desk.lifecycle.remove, reference)
     return Response(status_code=204)
 
@@ -82,6 +85,7 @@ async def put_alias(adapter_id: AdapterId, body: AliasRequest, visit: InVisit) -
 
     The change is seen by all requests at once; each is answered wholly by one version, which its answer names.
     """
+    _check_allowed(adapter_id, visit)
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
     if body.rollback:
         return entry(await run_in_threadpool(visit.desk.lifecycle.rollback, adapter_id))
@@ -139,12 +143,16 @@ def _reason(refusal: Refusal | None) -> Reason | None:
 
 
 def check_new_id(adapter_id: str, visit: Visit) -> None:
-    """A caller may only make adapters that they may see; whether one of that name is there is not told."""
     if not ADAPTER_ID.fullmatch(adapter_id):
         raise InvalidInput(
             "adapter_id",
             f"{adapter_id[:80]!a} must be 1 to 128 of A-Z a-z 0-9 . _ - and begin with a letter or digit",
         )
+    _check_allowed(adapter_id, visit)
+
+
+def _check_allowed(adapter_id: str, visit: Visit) -> None:
+    """A caller may only change adapters that they may see; whether one of that name is there is not told."""
     if not visit.caller.sees(adapter_id):
         allowed = ", ".join(f"`{pattern}`" for pattern in visit.caller.patterns)
         raise AdapterForbidden(f"your key is for adapters named {allowed}")

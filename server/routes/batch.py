@@ -6,9 +6,11 @@ import asyncio
 import json
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from server import classification, logs
 from server.classification import Question, Tokens
 from server.desk import InVisit, Needs, Visit
-from server.errors import AdaptermuxError, BodyTooLarge, InvalidJson, Overloaded
+from server.errors import AdaptermuxError, BodyTooLarge, BodyTooSlow, InvalidJson, Overloaded, QuotaExceeded
 from server.problems import invalid_input
 from server.routes.classify import respond
 from server.routes.responses import ALWAYS
@@ -26,10 +28,13 @@ from server.schemas import BatchFailure, BatchLine, BatchResult
 
 PATH = "/v1/classify/batch"
 MEDIA_TYPE = "application/x-ndjson"
+Result = TypeVar("Result")
 LINES_IN_FLIGHT = 64
 MAX_LINE_BYTES = 1 << 20
-PATIENCE_S = 60.0
-"""How long a line waits for room in the server, and how long the client may let an answer wait to be read."""
+ROOM_S = 60.0
+"""How long a line waits for room in the server."""
+PATIENCE_S = 20.0
+"""How long the client may let an answer wait to be read; less than a connection is given (`--read-s`)."""
 
 router = APIRouter(tags=["classify"], dependencies=[Depends(Needs("classify"))], responses=ALWAYS)
 
@@ -90,8 +95,8 @@ class _Stream(Response):
             if not writing.done():  # the client left, or the reading failed
                 reading.result()
             writing.result()
-        except ClientDisconnect:
-            pass
+        except (ClientDisconnect, BodyTooSlow):
+            pass  # it has gone, or stands still
         except _NotRead as stalled:
             logs.event("batch_stalled", num_answers=stalled.num_answers)
             reading.cancel()
@@ -167,9 +172,10 @@ async def _answer(visit: Visit, line: _Line) -> bytes:
         body = _parse(line)
         request_id = body.id
         questions = [Question(field, one.text, one.text_pair) for field, one in body.texts()]
-        classification.check_count(visit, len(questions))
+        await _patiently(partial(_count, visit, len(questions)))
         tokens = Tokens(visit.desk.tokenizer, questions, body.truncate)
-        classified = await _when_there_is_room(visit, body, tokens)
+        asking = partial(classification.classify_tokens, visit, body.adapter_id, tokens, body.threshold)
+        classified = await _patiently(asking)
         native = respond(classified, body)
         result = BatchResult(line=line.number, id=request_id, **dict(native))
         return result.model_dump_json(exclude_none=True).encode() + b"\n"
@@ -199,13 +205,18 @@ def _parse(line: _Line) -> BatchLine:
         raise invalid_input(error.errors(include_url=False)) from error
 
 
-async def _when_there_is_room(visit: Visit, body: BatchLine, tokens: Tokens) -> classification.Classified:
-    """Classify, and try again while the server is full: a batch takes what the others leave."""
-    give_up = time.monotonic() + PATIENCE_S
+async def _count(visit: Visit, num_texts: int) -> None:
+    classification.check_count(visit, num_texts)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """Try again while the server is full or the quota is used up: a batch takes what the others leave."""
+    give_up = time.monotonic() + ROOM_S
     while True:
         try:
-            return await classification.classify_tokens(visit, body.adapter_id, tokens, body.threshold)
-        except Overloaded as error:
-            if time.monotonic() + error.retry_after_s > give_up:
+            return await attempt()
+        except (Overloaded, QuotaExceeded) as error:
+            wait_s = error.retry_after_s or 1
+            if time.monotonic() + wait_s > give_up:
                 raise
-            await asyncio.sleep(error.retry_after_s)
+            await asyncio.sleep(wait_s)
