@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from server import errors
+from server.keys import FileContent, KeyEntry, TenantEntry
 from server.metrics import Metrics, StoreCollector
 from server.settings import ENVIRONMENT_PREFIX, Settings, flag_of
 
@@ -32,7 +33,12 @@ def main() -> int:
 
 def refreshed(text: str) -> str:
     """The document with its generated parts as they should be."""
-    parts = {"settings": settings_table, "metrics": metrics_table, "errors": errors_table}
+    parts = {
+        "settings": settings_table,
+        "metrics": metrics_table,
+        "errors": errors_table,
+        "key_file": key_file_table,
+    }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
 
@@ -69,6 +75,15 @@ def errors_table() -> str:
     rows = ["| code | status | class |", "|---|---|---|"]
     for kind in sorted(_subclasses(errors.RequestError, errors.ServiceError), key=lambda one: (one.status, one.code)):
         rows.append(f"| `{kind.code}` | {kind.status} | `{kind.__name__}` |")
+    return "\n".join(rows) + "\n"
+
+
+def key_file_table() -> str:
+    rows = ["| field | needed | meaning |", "|---|---|---|"]
+    for path, model in (("", FileContent), ("keys[].", KeyEntry), ("tenants.NAME.", TenantEntry)):
+        for name, field in model.model_fields.items():
+            needed = "yes" if field.is_required() else "no"
+            rows.append(f"| `{path}{field.alias or name}` | {needed} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 

@@ -303,6 +303,14 @@ def test_a_key_that_could_not_be_used_is_not_made(
     assert capsys.readouterr().out == ""
 
 
+def test_the_file_in_the_guide_is_read_as_it_stands(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    path = tmp_path / "keys.json"
+    path.write_text(guide.partition("```json\n")[2].partition("```")[0])
+    path.chmod(0o600)
+    assert len(Keys(path)) == 2
+
+
 def test_every_made_key_is_another(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(50):
         make_key({"id": "x", "tenant": None, "scope": None, "expires": None})
