@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.material import job, make_folders, method_named, skewed_texts
+from benchmarks.material import job as job_of
+from benchmarks.material import make_folders, method_named, skewed_texts
 from benchmarks.timing import machine
 from server import adapter_folder, base_model
 from server.engine import ThreadEngine
@@ -91,7 +92,7 @@ class Flood:
         self.capacity = 0.0
         for _ in range(2):  # the first warms up
             began = time.monotonic()
-            futures = [self.engine.submit(self._job(i % NUM_ADAPTERS, i)) for i in range(len(self._texts))]
+            futures = [self.engine.submit(self.job(i % NUM_ADAPTERS, i)) for i in range(len(self._texts))]
             for future in futures:
                 future.result()
             self.capacity = len(futures) / (time.monotonic() - began)
@@ -102,7 +103,7 @@ class Flood:
         arrivals = sorted(
             (due, adapter)
             for adapter in range(NUM_ADAPTERS)
-            for due in _poisson(share * (times if adapter == NUM_ADAPTERS - 1 else 1), seconds, seed * 100 + adapter)
+            for due in poisson(share * (times if adapter == NUM_ADAPTERS - 1 else 1), seconds, seed * 100 + adapter)
         )
         latencies: list[float] = []
         done = threading.Semaphore(0)
@@ -110,7 +111,7 @@ class Flood:
         for number, (due, adapter) in enumerate(arrivals):
             time.sleep(max(0.0, began + due - time.monotonic()))
             try:
-                future = self.engine.submit(self._job(adapter, number))
+                future = self.engine.submit(self.job(adapter, number))
             except Overloaded:
                 self.num_refused += 1
                 continue
@@ -122,9 +123,9 @@ class Flood:
             done.acquire()
         return statistics.quantiles(latencies, n=20)[-1] * 1e3
 
-    def _job(self, adapter: int, number: int) -> Job:
+    def job(self, adapter: int, number: int) -> Job:
         adapter_id, _, version = self._adapters[adapter].partition("@")
-        tokens = job(self._texts[number % len(self._texts)])
+        tokens = job_of(self._texts[number % len(self._texts)])
         return Job(adapter_id, version, tokens.token_ids, tokens.type_ids)
 
 
@@ -132,7 +133,7 @@ def _note(latencies: list[float], due: float, _: object) -> None:
     latencies.append(time.monotonic() - due)
 
 
-def _poisson(rate: float, seconds: float, seed: int) -> Sequence[float]:
+def poisson(rate: float, seconds: float, seed: int) -> Sequence[float]:
     rng, due, found = random.Random(seed), 0.0, []
     while (due := due + rng.expovariate(rate)) < seconds:
         found.append(due)

@@ -14,8 +14,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from server import errors
 from server.keys import FileContent, KeyEntry, TenantEntry
-from server.metrics import Metrics, StoreCollector
+from server.metrics import Metrics
 from server.settings import ENVIRONMENT_PREFIX, Settings, flag_of
+from server.state_metrics import StateCollector
 
 DOCS = Path(__file__).parent
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -65,10 +66,11 @@ def metric_rows() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             [described] = collector.describe()
             suffix = "_total" if described.type == "counter" else ""
             yield described.name + suffix, described.type, tuple(collector._labelnames), described.documentation
-        elif isinstance(collector, StoreCollector):
+        elif isinstance(collector, StateCollector):
             for family in collector.collect():
                 suffix = "_total" if family.type == "counter" else ""
-                yield family.name + suffix, family.type, (), family.documentation
+                labels = tuple(getattr(family, "_labelnames", ()))
+                yield family.name + suffix, family.type, labels, family.documentation
 
 
 def errors_table() -> str:

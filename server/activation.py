@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from server.manifest import ProblemType
 
+Activation = Literal["softmax", "sigmoid", "none"]
 
-def activate(logits: Sequence[float], problem_type: ProblemType, temperature: float) -> list[float]:
-    """Softmax (one label), sigmoid (several labels) or nothing (regression), after dividing by the temperature."""
-    if problem_type == "regression":
+OWN: Mapping[ProblemType, Activation] = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "none"}
+"""What a problem asks for: one label, several labels, a number."""
+
+
+def activate(
+    logits: Sequence[float], problem_type: ProblemType, temperature: float, activation: Activation | None = None
+) -> list[float]:
+    """Softmax or sigmoid after dividing by the temperature, or the raw logits; the problem's own if none is named."""
+    activation = activation or OWN[problem_type]
+    if activation == "none":
         return list(logits)
     scaled = [logit / temperature for logit in logits]
-    if problem_type == "multi_label":
+    if activation == "sigmoid":
         return [_sigmoid(logit) for logit in scaled]
     highest = max(scaled)
     powers = [math.exp(logit - highest) for logit in scaled]

@@ -11,14 +11,19 @@ import hashlib
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from server import manifest as manifest_format
+from server.adapter_files import CONFIG_FILE as CONFIG_FILE
+from server.adapter_files import MAX_TEXT_BYTES, PICKLE_FILES
+from server.adapter_files import WEIGHTS_FILE as WEIGHTS_FILE
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterMismatch, MethodUnsupported, PathEscape, PickleRefused
 from server.families import Family
@@ -28,10 +33,7 @@ from server.methods import Method, method_of
 from server.methods.base import ATTENTION, KEY_PREFIX, SHORT_KEY_PREFIX, check_target
 from server.weights_file import TensorSpec, WeightsFile, read_header, sha256_of
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-MAX_TEXT_BYTES = 16 << 20
+NUM_LAYOUTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def scan(root: Path) -> list[str]:
 def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
     """Read and check all but the weights of the adapter folder `name` below `root`. Raises AdapterRefused."""
     files = _open_folder(root, name)
-    config = _parse_config(_read_bytes(files[CONFIG_FILE], MAX_TEXT_BYTES))
+    config_bytes = _read_bytes(files[CONFIG_FILE], MAX_TEXT_BYTES)
+    config = _parse_config(config_bytes)
     method = method_of(config.get("peft_type"))
     method.check_config(config)
     method.check_family(base.family)
@@ -72,25 +75,18 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         raise MethodUnsupported(f"`task_type` is {config['task_type']!r}; this server classifies text (SEQ_CLS)")
     own = _read_bytes(files[FILE_NAME], MAX_TEXT_BYTES) if FILE_NAME in files else None
     manifest = _parse_manifest(own) if own is not None else None
-    pooling = manifest.pooling if manifest is not None else "native"
     weights = read_header(files[WEIGHTS_FILE])
-    layers = base.native_head.layers if pooling == "native" else _linear_head(base.family, weights.specs)
-    keys, head_keys = _sort_keys(weights.specs, method, layers, pooling)
-    tensors = {place: weights.specs[key] for place, key in keys.items()}
-    head = {part: weights.specs[key] for part, key in head_keys.items()}
-    _check_adapter({place: spec.shape for place, spec in tensors.items()}, method, config, base)
-    num_labels = _check_head({name: spec.shape for name, spec in head.items()}, layers, pooling, base)
-
-    prefix = max((spec.shape[0] for (site, _), spec in tensors.items() if site == ATTENTION), default=0)
+    pooling = manifest.pooling if manifest is not None else "native"
+    layout = _layout(weights, config_bytes, method, config, pooling, base)
     warnings: list[str] = []
     if manifest is not None:
-        _check_manifest(manifest, method, base, num_labels)
+        _check_manifest(manifest, method, base, layout.num_labels)
     else:
         digest = sha256_of(weights.path)
-        manifest, warnings = _foreign_manifest(digest, config, method, base, num_labels, prefix)
-    position_offset = prefix if manifest.positions == "shifted" else 0
+        manifest, warnings = _foreign_manifest(digest, config, method, base, layout.num_labels, layout.prefix)
+    position_offset = layout.prefix if manifest.positions == "shifted" else 0
     # in a model with a window the prefix takes places of it, whatever the positions
-    limit = base.max_length - (prefix if base.has_window else position_offset)
+    limit = base.max_length - (layout.prefix if base.has_window else position_offset)
     if manifest.max_length > limit:
         raise AdapterMismatch(f"`max_length` is {manifest.max_length}; base `{base.name}` takes {limit} tokens")
     if manifest.pooling == "native" and not base.has_native_pool:
@@ -105,12 +101,53 @@ def read(root: Path, name: str, base: BaseModel) -> AdapterFolder:
         config=config,
         manifest=manifest,
         weights=weights,
-        tensors=tensors,
-        head_layers=layers,
-        head=head,
+        tensors=layout.tensors,
+        head_layers=layout.head_layers,
+        head=layout.head,
         position_offset=position_offset,
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a configuration and the shapes in a file come to on a base. prefix: rows in front of a text's own."""
+
+    tensors: Mapping[tuple[str, str], TensorSpec]
+    head_layers: tuple[Layer, ...]
+    head: Mapping[str, TensorSpec]
+    num_labels: int
+    prefix: int
+
+
+_LAYOUTS: WeakKeyDictionary[BaseModel, OrderedDict[tuple[bytes, str, Pooling], _Layout]] = WeakKeyDictionary()
+"""Adapters trained alike differ in their weights only: what was found of one holds for all with the same bytes."""
+
+
+def _layout(
+    weights: WeightsFile,
+    config_bytes: bytes,
+    method: Method[Any],
+    config: Mapping[str, object],
+    pooling: Pooling,
+    base: BaseModel,
+) -> _Layout:
+    """Check that tensors, configuration and base fit each other; what passed once is known by its bytes."""
+    known = _LAYOUTS.setdefault(base, OrderedDict())
+    key = hashlib.sha256(config_bytes).digest(), weights.header_sha256, pooling
+    found = known.get(key)
+    if found is None:
+        layers = base.native_head.layers if pooling == "native" else _linear_head(base.family, weights.specs)
+        keys, head_keys = _sort_keys(weights.specs, method, layers, pooling)
+        tensors = {place: weights.specs[key] for place, key in keys.items()}
+        head = {part: weights.specs[key] for part, key in head_keys.items()}
+        _check_adapter({place: spec.shape for place, spec in tensors.items()}, method, config, base)
+        num_labels = _check_head({name: spec.shape for name, spec in head.items()}, layers, pooling, base)
+        prefix = max((spec.shape[0] for (site, _), spec in tensors.items() if site == ATTENTION), default=0)
+        found = known[key] = _Layout(tensors, layers, head, num_labels, prefix)
+        if len(known) > NUM_LAYOUTS:
+            known.popitem(last=False)
+    return found
 
 
 def _open_folder(root: Path, name: str) -> dict[str, Path]:
@@ -137,8 +174,9 @@ def _real_file(path: Path, home: Path) -> Path:
         real = path.resolve(strict=True)
     except FileNotFoundError as error:
         raise AdapterDamaged(f"`{path.name}` is missing") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links; its text would name the path
+        reason = getattr(error, "strerror", None) or "its links form a loop"
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {reason}") from error
     if not real.is_relative_to(home):
         raise PathEscape(f"`{path.name}` leads out of the adapter root")
     if not real.is_file():
@@ -151,7 +189,7 @@ def _read_bytes(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error.strerror}") from error
     if len(data) > limit:
         raise AdapterDamaged(f"`{path.name}` has more than {limit} bytes, the most that are read")
     return data

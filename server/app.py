@@ -6,6 +6,8 @@ From the outside: `server.edges.Edge`, a trace if wanted, cross-origin rules if 
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -14,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.admission import Admission
+from server.description import describe
 from server.desk import Desk
 from server.edges import Edge
 from server.errors import AdaptermuxError
@@ -35,6 +38,7 @@ def create_app(desk: Desk, max_body_bytes: int, gate: Gate | None = None) -> Fas
         redirect_slashes=False,  # a redirect would name whatever host the client has named
     )
     app.state.desk = desk
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for router in (*ROUTERS, *(wire.router for wire in WIRES)):
         app.include_router(router)
     for kind in (AdaptermuxError, RequestValidationError, HTTPException):

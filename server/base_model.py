@@ -31,7 +31,7 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class BaseModel:
     """A loaded, frozen backbone on one device.
 

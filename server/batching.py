@@ -1,10 +1,12 @@
-"""Which jobs run next: a bounded queue, fair between adapters, a token budget, no waiting while there is work."""
+"""Which jobs run next: a queue bounded in jobs and time, fair between adapters, no waiting while there is work."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -15,9 +17,18 @@ from server.jobs import Answer, Job
 from server.loaded_adapter import LoadedAdapter
 
 MOST_COUNTERS = 1024
-FEWEST_TOKENS = 64
-MEMORY = 0.9
-"""Weight of what is known of the device's speed against the batch that has just run."""
+FULL, FASTER = 0.1, 0.5
+"""Weights of a batch's speed against what is known. One that is not full is mostly overhead: it tells of the device
+only if it was faster than what is known."""
+MOST_TIMES_FREE = 7
+"""An adapter may have so many times the places that are left: one that floods the line leaves an eighth to the others
+(dynamic thresholds, Choudhury and Hahne 1998)."""
+HEADROOM = 1.25
+"""Nearly all jobs that are taken on have to be in time, not half of them."""
+MOST_STRETCH = 16.0
+STRETCH_S = 60.0
+"""Time in which what was found of a long wait fades."""
+MOST_RETRY_S = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,31 +46,13 @@ class Waiting:
         return self.job.num_tokens + self.adapter.num_virtual_tokens
 
 
-class BatchBudget:
-    """How many tokens a batch may have: as many as run in a given time, so that nobody waits long for a running one.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A job in the line, since when, and how long it would have taken had nobody overtaken it (None: unknown)."""
 
-    A large batch hardly runs more tokens a second than a middling one, and who comes while it runs waits for its end
-    (docs/log.md). Owned by the engine thread.
-    """
-
-    def __init__(self, most_tokens: int, target_s: float) -> None:
-        self._most_tokens, self._target_s = most_tokens, target_s
-        self._tokens_per_s: float | None = None
-
-    def tokens(self) -> int:
-        """What the next batch may have."""
-        in_time = round((self._tokens_per_s or 0) * self._target_s)
-        return min(self._most_tokens, max(FEWEST_TOKENS, in_time))
-
-    def learn(self, num_tokens: int, compute_s: float) -> None:
-        """A batch has run."""
-        rate = num_tokens / max(compute_s, 1e-6)
-        known = self._tokens_per_s
-        if known is None or rate > known:
-            self._tokens_per_s = rate
-        elif num_tokens >= self.tokens() / 2 or compute_s > self._target_s:
-            # smaller ones that are in time are mostly overhead and say nothing of the device
-            self._tokens_per_s = MEMORY * known + (1 - MEMORY) * rate
+    waiting: Waiting
+    since: float
+    expected_s: float | None
 
 
 class WaitingLine:
@@ -68,39 +61,52 @@ class WaitingLine:
     Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models"): a job
     charges its tokens to its adapter's counter; an adapter that comes back after a pause is lifted to the lowest
     counter in use, so that nobody saves up. Jobs of one adapter are taken in the order they came.
+
+    Who would wait too long is refused when it comes: beyond its deadline, or max_wait_s where it has none (0: however
+    long). The wait follows from the tokens in front, at the speed of late, and is stretched by as much as jobs of that
+    adapter have waited longer than that, since others may overtake one that asks for more than its share.
     Any thread puts; only the engine thread takes.
     """
 
-    def __init__(self, max_jobs: int) -> None:
-        self._max_jobs = max_jobs
-        self._num_jobs = 0
-        self._jobs: dict[str, deque[Waiting]] = {}
+    def __init__(self, max_jobs: int, max_wait_s: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_jobs, self._max_wait_s, self._clock = max_jobs, max_wait_s or math.inf, clock
+        self._num_jobs = self._num_tokens = 0
+        self._jobs: dict[str, deque[_Place]] = {}
         self._counters: dict[str, int] = {}
         self._turns: list[tuple[int, int, str]] = []  # heap of (counter, arrival, adapter), one entry an adapter
         self._arrivals = count()
         self._lowest = 0
+        self._held: dict[str, tuple[int, int]] = {}  # adapter -> jobs that have entered, their tokens
+        self._stretch: dict[str, tuple[float, float]] = {}  # adapter -> (factor above 1, when it was found)
+        self._batch_tokens = self._running_tokens = self._num_batches = 0
+        self._tokens_per_s: float | None = None
         self._changed = threading.Condition()
         self._closed = self._drained = False
 
     def __len__(self) -> int:
         return self._num_jobs
 
-    def enter(self) -> None:
+    def adapter_ids(self) -> list[str]:
+        """The adapters that have jobs in the line, or wait to be loaded for some."""
+        with self._changed:
+            return list(self._held)
+
+    def enter(self, job: Job) -> None:
         """Keep a place for a job that will be `put`, or will `leave`.
 
-        Raises Overloaded when the line is full, EngineStopped once it is closed.
+        Raises Overloaded when the line is full or too slow for the job, EngineStopped once it is closed.
         """
         with self._changed:
             if self._closed:
                 raise EngineStopped("the engine has stopped and takes no more requests")
-            if self._num_jobs >= self._max_jobs:
-                raise Overloaded(f"{self._num_jobs} texts wait already, which is the limit; retry later")
-            self._num_jobs += 1
+            self._refuse_if_full(job)
+            self._refuse_if_slow(job)
+            self._count(job.adapter_id, 1, job.num_tokens)
 
-    def leave(self) -> None:
+    def leave(self, job: Job) -> None:
         """Give up a place."""
         with self._changed:
-            self._num_jobs -= 1
+            self._count(job.adapter_id, -1, -job.num_tokens)
             self._changed.notify_all()
 
     def put(self, waiting: Waiting) -> None:
@@ -109,11 +115,14 @@ class WaitingLine:
             if self._drained:
                 raise EngineStopped("the engine thread has ended; restart the server")
             adapter_id = waiting.job.adapter_id
+            ahead = self._ahead(adapter_id, waiting.job.num_tokens)
+            expected_s = self._seconds(ahead + self._batch_tokens)
+            self._count(adapter_id, 0, waiting.num_tokens - waiting.job.num_tokens)
             if adapter_id not in self._jobs:
                 self._jobs[adapter_id] = deque()
                 self._counters[adapter_id] = max(self._lowest, self._counters.get(adapter_id, 0))
                 heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
-            self._jobs[adapter_id].append(waiting)
+            self._jobs[adapter_id].append(_Place(waiting, self._clock(), expected_s))
             self._changed.notify()
 
     def take(self, max_tokens: int) -> list[Waiting]:
@@ -129,6 +138,21 @@ class WaitingLine:
                     return taken
                 self._changed.wait()
 
+    def ran(self, seconds: float) -> None:
+        """Note that what was taken last has been answered, and how long that took."""
+        with self._changed:
+            num_tokens, self._running_tokens = self._running_tokens, 0
+            self._num_batches += 1
+            rate, known = num_tokens / max(seconds, 1e-6), self._tokens_per_s
+            if self._num_batches == 1:
+                return  # the first one also prepares much
+            if known is None:
+                self._tokens_per_s = rate
+            elif num_tokens >= self._batch_tokens / 2:
+                self._tokens_per_s = known + FULL * (rate - known)
+            elif rate > known:
+                self._tokens_per_s = known + FASTER * (rate - known)
+
     def close(self) -> None:
         """Let nobody enter any more; `take` goes on until the line is empty."""
         with self._changed:
@@ -139,38 +163,126 @@ class WaitingLine:
         """Close and hand over everything that waits, for an engine that cannot go on."""
         with self._changed:
             self._closed = self._drained = True
-            waiting = [one for jobs in self._jobs.values() for one in jobs]
+            waiting = [place.waiting for places in self._jobs.values() for place in places]
             self._jobs.clear()
             self._turns.clear()
-            self._num_jobs -= len(waiting)
+            for one in waiting:
+                self._count(one.job.adapter_id, -1, -one.num_tokens)
             return [one for one in waiting if one.future.set_running_or_notify_cancel()]
 
     def _take_now(self, budget: int) -> list[Waiting]:
         taken: list[Waiting] = []
+        self._batch_tokens = budget
         while self._turns:
             counter, _, adapter_id = self._turns[0]
-            jobs = self._jobs[adapter_id]
-            if taken and jobs[0].num_tokens > budget:
+            places = self._jobs[adapter_id]
+            if taken and places[0].waiting.num_tokens > budget:
                 break
             heappop(self._turns)
-            waiting = jobs.popleft()
-            self._num_jobs -= 1
+            place = places.popleft()
+            waiting = place.waiting
+            self._count(adapter_id, -1, -waiting.num_tokens)
             self._lowest = counter
-            if waiting.future.set_running_or_notify_cancel() and not _is_late(waiting):
+            self._learn_stretch(place)
+            if waiting.future.set_running_or_notify_cancel() and not self._is_late(place):
                 taken.append(waiting)
                 budget -= waiting.num_tokens
                 self._counters[adapter_id] = counter + waiting.num_tokens
-            if jobs:
+            if places:
                 heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
             else:
                 del self._jobs[adapter_id]
+        self._running_tokens = sum(waiting.num_tokens for waiting in taken)
         self._forget()
         return taken
+
+    def _is_late(self, place: _Place) -> bool:
+        """Whether a job's time is up; it is then answered so, before any more is spent on it."""
+        deadline, future, now = place.waiting.job.deadline, place.waiting.future, self._clock()
+        if deadline is not None and now >= deadline:
+            future.set_exception(DeadlineExceeded("the deadline passed while the text waited; it was not classified"))
+            return True
+        if deadline is None and now - place.since > self._max_wait_s:
+            future.set_exception(
+                Overloaded(f"the text has waited for {self._max_wait_s:g} s, which is the limit; retry later")
+            )
+            return True
+        return False
+
+    def _learn_stretch(self, place: _Place) -> None:
+        """A job's wait is over: compare it with what was expected of it."""
+        batch_s = self._seconds(self._batch_tokens)
+        if place.expected_s is None or batch_s is None:
+            return
+        adapter_id, now = place.waiting.job.adapter_id, self._clock()
+        known, since = self._stretch.get(adapter_id, (1.0, now))
+        known += (1.0 - known) * min(1.0, (now - since) / STRETCH_S)  # what is known fades
+        found = max(known, min(MOST_STRETCH, (now - place.since + batch_s) / place.expected_s))
+        if found > 1.0:
+            self._stretch[adapter_id] = found, now
+        else:
+            self._stretch.pop(adapter_id, None)
+
+    def _refuse_if_full(self, job: Job) -> None:
+        """Raise Overloaded if all places are taken, or the few that are left are not for this adapter."""
+        num_free, num_own = self._max_jobs - self._num_jobs, self._held.get(job.adapter_id, (0, 0))[0]
+        if num_free > 0 and num_own <= MOST_TIMES_FREE * num_free:
+            return
+        retry_after_s = _retry_after_s(self._seconds(self._running_tokens + self._num_tokens) or 0)
+        whose = f", {num_own} of them for adapter `{job.adapter_id}`" if num_free else ""
+        raise Overloaded(
+            f"{self._num_jobs} texts wait already{whose}, which is the limit; retry in {retry_after_s} s",
+            retry_after_s,
+        )
+
+    def _refuse_if_slow(self, job: Job) -> None:
+        """Raise Overloaded if a job that comes now would be late. With nothing in front of it, it is taken anyway."""
+        ahead = self._ahead(job.adapter_id)
+        # those of its batch too, which takes what waits
+        needs_s = self._seconds(ahead + max(job.num_tokens, min(ahead, self._batch_tokens)))
+        if not ahead or needs_s is None:
+            return
+        needs_s *= self._stretch.get(job.adapter_id, (1.0, 0.0))[0]
+        has_s = self._max_wait_s if job.deadline is None else job.deadline - self._clock()
+        if HEADROOM * needs_s > has_s:
+            retry_after_s = _retry_after_s(needs_s)
+            raise Overloaded(
+                f"the text would be classified in about {needs_s:.2g} s, it may take {max(0.0, has_s):.2g} s; "
+                f"retry in {retry_after_s} s",
+                retry_after_s,
+            )
+
+    def _ahead(self, adapter_id: str, own_tokens: int = 0) -> int:
+        """Tokens to run before a job that comes now: all that wait, or what its adapter's turns leave to the others.
+
+        By the time it is served, each of them has been given about as much as the adapter will have been then, and one
+        job more. own_tokens: those of the job itself, if it has entered already.
+        """
+        own_ahead = self._held.get(adapter_id, (0, 0))[1] - own_tokens
+        lowest = self._turns[0][0] if self._turns else self._lowest
+        turn = max(0, self._counters.get(adapter_id, 0) - lowest) + own_ahead
+        num_adapters = len(self._jobs) + (adapter_id not in self._jobs)
+        one_job = self._num_tokens // max(1, self._num_jobs)
+        return self._running_tokens + min(self._num_tokens - own_tokens, num_adapters * (turn + one_job))
+
+    def _seconds(self, num_tokens: int) -> float | None:
+        """How long that much takes; None while that is unknown."""
+        return num_tokens / self._tokens_per_s if self._tokens_per_s else None
+
+    def _count(self, adapter_id: str, num_jobs: int, num_tokens: int) -> None:
+        self._num_jobs += num_jobs
+        self._num_tokens += num_tokens
+        jobs, tokens = self._held.get(adapter_id, (0, 0))
+        if jobs + num_jobs:
+            self._held[adapter_id] = jobs + num_jobs, tokens + num_tokens
+        else:
+            del self._held[adapter_id]
 
     def _forget(self) -> None:
         """Drop counters that no longer matter: nobody waits, or who comes back would be lifted past them."""
         if not self._jobs:
             self._counters.clear()
+            self._stretch.clear()
             self._lowest = 0
         elif len(self._counters) > 2 * len(self._jobs) + MOST_COUNTERS:
             self._counters = {
@@ -178,11 +290,8 @@ class WaitingLine:
                 for adapter_id, counter in self._counters.items()
                 if adapter_id in self._jobs or counter > self._lowest
             }
+            self._stretch = {name: value for name, value in self._stretch.items() if name in self._counters}
 
 
-def _is_late(waiting: Waiting) -> bool:
-    """Whether a job's deadline has passed; it is then answered so, before any time is spent on it."""
-    if waiting.job.deadline is None or time.monotonic() < waiting.job.deadline:
-        return False
-    waiting.future.set_exception(DeadlineExceeded("the deadline passed while the text waited; it was not classified"))
-    return True
+def _retry_after_s(wait_s: float) -> int:
+    return min(MOST_RETRY_S, max(1, math.ceil(wait_s)))

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from server.errors import AdapterFailed, AdapterNotFound
+from server.errors import AdapterFailed, AdaptermuxError, AdapterNotFound
 from server.manifest import Manifest
 
 MOST_COMPARED = 200
@@ -58,7 +58,8 @@ class Record:
     """An adapter id with everything it may stand for.
 
     versions: oldest first. alias: what the bare id means; empty while nothing of it can be served. previous: what it
-    meant before, latest last. followed: the version that the adapters folder or bucket holds.
+    meant before, latest last. followed: the version that the adapters folder or bucket holds; seen: what its files
+    looked like there when they were fetched.
     refusal: why what lies there now is not served.
     """
 
@@ -69,6 +70,7 @@ class Record:
     tags: tuple[str, ...] = ()
     is_pinned: bool = False
     followed: str | None = None
+    seen: str | None = None
     refusal: Refusal | None = None
 
     @property
@@ -92,12 +94,15 @@ def everything(adapter_id: str) -> bool:
 class Catalog:
     """Records by id. Any thread may call it; records never change, they are replaced, so a flip is seen whole.
 
+    trouble: why the adapters folder or bucket cannot be looked at.
+
     `sees` says of an id whether the caller may know of it; what they may not see does not exist for them.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
+        self.trouble: Refusal | None = None
 
     def put(self, record: Record) -> None:
         """Add a record or replace the one of the same id."""
@@ -156,6 +161,18 @@ class Catalog:
         if card.refusal is not None:
             raise AdapterFailed(f"adapter `{reference}` was refused when it was loaded: {card.refusal.reason}")
         return card
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Why a folder that raised when it was read is not served."""
+    if isinstance(error, AdaptermuxError):
+        return Refusal(error.code, printable(str(error)))
+    return Refusal("internal_error", f"{type(error).__name__}: {printable(str(error))}; this is a bug")
+
+
+def printable(name: str) -> str:
+    """A folder's name on disk may be any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _choose(record: Record, routing_key: str | None) -> str:

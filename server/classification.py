@@ -12,12 +12,12 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from server.activation import activate
+from server.activation import Activation, activate
 from server.catalog import AdapterCard
 from server.desk import Visit
 from server.errors import AdaptermuxError, AdapterNotFound, ClientLeft, DeadlineExceeded, InvalidInput, TooManyInputs
 from server.jobs import Answer, Engine, Job
-from server.tokenizer import Encoded, Tokenizer
+from server.tokenizer import Encoded, Side, Text, Tokenizer
 
 NUM_ATTEMPTS = 3
 """A version may be removed between the moment it is chosen and the moment it is used; then another is chosen."""
@@ -27,10 +27,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text or pair to classify. field: its path in the request, for errors."""
+    """A text or pair to classify, or a text as token ids. field: its path in the request, for errors."""
 
     field: str
-    text: str
+    text: Text
     text_pair: str | None = None
 
 
@@ -51,16 +51,46 @@ class Classified:
     def compute_ms(self) -> float:
         return max(answer.compute_ms for answer in self.answers)
 
-    def scores(self, answer: Answer) -> list[float]:
-        """The adapter's own activation of an answer, in the order of its labels."""
-        return activate(answer.logits, self.card.manifest.problem_type, self.card.manifest.temperature)
+    def labels(self) -> list[str]:
+        """What the questions were classified as: all labels at or above the adapter's threshold, or the best one."""
+        manifest, found = self.card.manifest, []
+        for answer in self.answers:
+            if manifest.problem_type == "multi_label":
+                scores = zip(manifest.labels, self.scores(answer), strict=True)
+                found += [label for label, score in scores if score >= manifest.threshold]
+            else:
+                found.append(manifest.labels[max(range(len(answer.logits)), key=answer.logits.__getitem__)])
+        return found
+
+    def scores(self, answer: Answer, activation: Activation | None = None) -> list[float]:
+        """An answer after the adapter's own activation, or the one that is named, in the order of its labels."""
+        manifest = self.card.manifest
+        return activate(answer.logits, manifest.problem_type, manifest.temperature, activation)
+
+    def ranked(self, answer: Answer, activation: Activation | None = None) -> list[tuple[str, float]]:
+        """Every label with its score, from high to low."""
+        scores = self.scores(answer, activation)
+        # logits decide between scores that have become equal
+        ranked = sorted(zip(self.card.manifest.labels, scores, answer.logits, strict=True), key=lambda one: one[1:])
+        return [(label, score) for label, score, _ in reversed(ranked)]
 
 
 class Tokens:
-    """The questions of a request as tokens, each made once however many adapters read it."""
+    """The questions of a request as tokens, each made once however many adapters read it.
 
-    def __init__(self, tokenizer: Tokenizer, questions: Sequence[Question], truncate: bool) -> None:
+    max_tokens: the length to which texts are cut if the adapter takes as much. side: the end that is cut off.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        questions: Sequence[Question],
+        truncate: bool,
+        max_tokens: int | None = None,
+        side: Side = "right",
+    ) -> None:
         self._tokenizer, self._questions, self._truncate = tokenizer, questions, truncate
+        self._max_tokens, self._side = max_tokens, side
         self._whole: list[Encoded] | None = None
 
     def __len__(self) -> int:
@@ -71,8 +101,9 @@ class Tokens:
         if self._whole is None:
             self._whole = [self._tokenizer.encode_whole(one.text, one.text_pair, one.field) for one in self._questions]
         fit = self._tokenizer.fit
+        length = max_length if self._max_tokens is None else min(max_length, self._max_tokens)
         return [
-            fit(whole, one.text, one.text_pair, max_length, self._truncate, one.field)
+            fit(whole, one.text, one.text_pair, length, self._truncate, one.field, self._side)
             for whole, one in zip(self._whole, self._questions, strict=True)
         ]
 
@@ -83,13 +114,15 @@ async def classify(
     questions: Sequence[Question],
     truncate: bool = False,
     threshold: float | None = None,
+    max_tokens: int | None = None,
+    side: Side = "right",
 ) -> Classified:
     """Classify with the adapter that `id` or `id@version` stands for. What becomes of it is counted.
 
-    threshold: the one asked for, which only multi-label adapters have.
+    threshold: the one asked for, which only multi-label adapters have. truncate, max_tokens, side: see `Tokens`.
     """
     check_count(visit, len(questions))
-    tokens = Tokens(visit.desk.tokenizer, questions, truncate)
+    tokens = Tokens(visit.desk.tokenizer, questions, truncate, max_tokens, side)
     return await until_left(visit, classify_tokens(visit, reference, tokens, threshold))
 
 
@@ -168,6 +201,8 @@ def _note(visit: Visit, classified: Classified) -> None:
     num_texts, num_tokens = len(classified.answers), classified.num_tokens
     tokenize_ms, queue_ms = classified.tokenize_ms, classified.queue_ms
     visit.desk.metrics.texts_classified(num_texts, num_tokens, tokenize_ms / 1e3, queue_ms / 1e3)
+    if classified.card.manifest.problem_type != "regression":
+        visit.desk.metrics.predicted(classified.card.adapter_id, classified.labels())
     if visit.caller.tenant is not None:
         visit.desk.metrics.tenant_classified(visit.caller.tenant, num_texts, num_tokens)
     visit.trail.classified(classified.card, num_texts, num_tokens, tokenize_ms, queue_ms, classified.compute_ms)

@@ -3,9 +3,12 @@
     AdaptermuxError
     ├── SettingsError              the command line or the environment is wrong
     ├── CannotListen               the address is taken or not ours
-    ├── DataError                  a data set cannot be read
+    ├── DataError                  a data set, or a file to classify, cannot be read
     ├── RecipeError                a training recipe is wrong
     ├── TrainingFailed             a run came to nothing
+    ├── ClassifyFailed             a file was not classified to its end
+    │   ├── InputRefused           the server refuses one text of a request
+    │   └── BatchTooLarge          the server takes fewer texts, or fewer bytes, in one request
     ├── BaseModelError             the base model cannot be loaded
     │   └── UnknownFamily          its architecture is not supported
     ├── AdapterRefused             an adapter folder is not served, and why
@@ -32,14 +35,18 @@
     │   ├── AdapterForbidden       the key does not allow an adapter of that name
     │   ├── QuotaExceeded          the tenant has used up what it may
     │   ├── AdapterNotFound
+    │   ├── SourceForbidden        the kind or place of a source is not allowed here
+    │   ├── SourceNotFound         there is no adapter at a source
     │   ├── AdapterFailed          the adapter exists but was refused when it was loaded
     │   └── Conflict               what is asked does not fit what is
     └── ServiceError               ours
         ├── Overloaded
         ├── EngineStopped
         ├── DeadlineExceeded       the caller's time ran out before the answer
-        ├── StateFailed            what was asked could not be written down
         ├── LoadFailed             an adapter could not be brought into memory
+        ├── SourceUnreachable      a source does not answer, or changed while it was read
+        ├── StorageFailed          our own disk is full, read-only or broken
+        ├── OutOfMemory            a text does not fit into memory even alone
         └── ForwardFailed
 
 Each class carries the HTTP `status` and the stable `code` that a client sees. Messages say what is
@@ -79,6 +86,24 @@ class RecipeError(AdaptermuxError):
 
 class TrainingFailed(AdaptermuxError):
     code = "training_failed"
+
+
+class ClassifyFailed(AdaptermuxError):
+    code = "classify_failed"
+
+
+class InputRefused(ClassifyFailed):
+    """`index` is the place of the text in the request."""
+
+    code = "input_refused"
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class BatchTooLarge(ClassifyFailed):
+    code = "batch_too_large"
 
 
 class BaseModelError(AdaptermuxError):
@@ -220,6 +245,16 @@ class AdapterNotFound(RequestError):
     code = "adapter_not_found"
 
 
+class SourceForbidden(RequestError):
+    status = 403
+    code = "source_forbidden"
+
+
+class SourceNotFound(RequestError):
+    status = 422
+    code = "source_not_found"
+
+
 class AdapterFailed(RequestError):
     status = 409
     code = "adapter_failed"
@@ -236,7 +271,7 @@ class ServiceError(AdaptermuxError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full."""
+    """More waits than can be answered in time; `retry_after_s` is the time after which a retry makes sense."""
 
     status = 503
     code = "overloaded"
@@ -257,14 +292,24 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
 
 
-class StateFailed(ServiceError):
-    status = 507
-    code = "state_failed"
-
-
 class LoadFailed(ServiceError):
     status = 503
     code = "load_failed"
+
+
+class SourceUnreachable(ServiceError):
+    status = 502
+    code = "source_unreachable"
+
+
+class StorageFailed(ServiceError):
+    status = 507
+    code = "storage_failed"
+
+
+class OutOfMemory(ServiceError):
+    status = 503
+    code = "out_of_memory"
 
 
 class ForwardFailed(ServiceError):

@@ -10,15 +10,16 @@ from starlette.types import Scope
 
 from server.errors import (
     AdaptermuxError,
-    InvalidInput,
     InvalidJson,
     MethodNotAllowed,
     NoSuchRoute,
     RequestError,
     UnsupportedMediaType,
 )
-from server.problems import problem
+from server.problems import invalid_input, problem
 from server.wire import WIRES
+
+REQUEST_PARTS = ("body", "path", "query")
 
 
 async def answer(request: Request, error: Exception) -> Response:
@@ -58,11 +59,7 @@ def _invalid_body(request: Request, error: RequestValidationError) -> RequestErr
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be parsed")
         return InvalidJson(f"the body is not JSON: {reason}")
-    problems = []
-    for one in found:
-        field = one.get("ctx", {}).get("field") or _path(one["loc"])
-        problems.append((field, one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"))
-    return InvalidInput(*problems[0], others=problems[1:])
+    return invalid_input([{**one, "loc": one["loc"][1:]} if one["loc"][0] in REQUEST_PARTS else one for one in found])
 
 
 def _http_error(request: Request, error: HTTPException) -> RequestError:
@@ -72,11 +69,3 @@ def _http_error(request: Request, error: HTTPException) -> RequestError:
         allow = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"{request.url.path} takes {allow}, not {request.method}", allow)
     return InvalidJson(str(error.detail))  # FastAPI: the body could not be read
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`("body", "inputs", 3, "text")` -> `inputs[3].text`."""
-    path = ""
-    for part in location[1:] if location and location[0] in ("body", "path", "query") else location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or "body"

@@ -6,6 +6,7 @@ All texts lie behind one another on one token axis, each adapter's together, so 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -13,14 +14,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from server import attention, base_model
+from server import attention, base_model, kernels
 from server.attention import Packing
 from server.base_model import BaseModel
 from server.jobs import Job
+from server.kernels import Kernels
 from server.library_encoder import LibraryEncoder, act_at
 from server.loaded_adapter import LoadedAdapter
 from server.methods.base import ATTENTION
 from server.packed_encoder import PackedEncoder
+from server.products import TorchProducts
 from server.segments import Segments, join
 
 Work = tuple[Job, LoadedAdapter]
@@ -48,8 +51,9 @@ class Forward:
         uses_kernels: whether compiled code runs where it can be had (`server.kernels`).
         """
         self._base = base
-        self._segments = Segments()
-        self._encoder = self._make_encoder(encoder, keeps_weights, uses_kernels)
+        compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
+        self._segments = Segments(compiled or TorchProducts())
+        self._encoder = self._make_encoder(encoder, keeps_weights, compiled)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -65,13 +69,19 @@ class Forward:
             answers[i] = logits[position]
         return answers
 
-    def _make_encoder(self, name: EncoderName, keeps_weights: bool, uses_kernels: bool) -> Encoder:
+    def free_memory(self) -> None:
+        """Give back what earlier passes left behind, so that a smaller batch finds room."""
+        gc.collect()
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _make_encoder(self, name: EncoderName, keeps_weights: bool, compiled: Kernels | None) -> Encoder:
         names = self._base.post_norm_layer
         if name == "library" or names is None:
             return LibraryEncoder(self._base, self._segments)
         pooled = {site: layer for site, layer in self._base.layers.items() if self._base.is_pool_site(site)}
         act_at(self._segments, pooled)
-        return PackedEncoder(self._base, names, self._segments, keeps_weights, uses_kernels)
+        return PackedEncoder(self._base, names, self._segments, keeps_weights, compiled)
 
     def _run_sorted(self, batch: list[Work]) -> list[Tensor]:
         adapters = [adapter for _, adapter in batch]

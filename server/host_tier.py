@@ -32,6 +32,11 @@ class HostTier:
             while self.used_bytes > self._max_bytes:
                 self.used_bytes -= self._blocks.popitem(last=False)[1].nbytes
 
+    def kept(self) -> list[str]:
+        """The keys of what is kept, the last used first."""
+        with self._lock:
+            return list(reversed(self._blocks))
+
     def drop(self, key: str) -> None:
         with self._lock:
             if (block := self._blocks.pop(key, None)) is not None:

@@ -43,10 +43,28 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """alive: the engine thread runs. num_waiting: jobs that are queued and not yet started."""
+    """alive: the engine thread runs, and its forward pass comes back in time (else stalled).
+
+    num_waiting: jobs that are queued and not yet started. num_running: those of the batch that runs.
+    """
 
     alive: bool
     num_waiting: int
+    num_running: int = 0
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was made of, for metrics. failed: some pass of it raised."""
+
+    num_texts: int
+    num_tokens: int
+    num_adapters: int
+    num_methods: int
+    num_splits: int
+    compute_s: float
+    failed: bool
 
 
 class Engine(Protocol):
@@ -60,11 +78,12 @@ class Engine(Protocol):
 
         A future that is cancelled before its batch starts is dropped from the queue; a job whose deadline passes
         there is answered with DeadlineExceeded.
-        Raises Overloaded when the queue is full and EngineStopped after `close`.
+        Raises Overloaded when the queue is full or the job would wait longer than it may, and EngineStopped after
+        `close` or while the engine is stalled.
         """
 
     def health(self) -> EngineHealth:
         """Tell whether the engine works, without waiting for it."""
 
     def close(self) -> None:
-        """Answer what is queued, then stop."""
+        """Answer what is queued, then stop; an engine that is stalled is given up."""

@@ -1,6 +1,6 @@
-"""Optional compiled code for the CPU: where a C compiler is at hand, `kernels.c` is compiled once and kept.
+"""Optional compiled code for CPUs with AVX-512: where a C compiler is at hand, `kernels.c` is compiled once and kept.
 
-Nothing depends on it: without a compiler, torch does the same in more and smaller steps.
+Nothing depends on it: without, torch does the same in more and smaller steps.
 """
 
 from __future__ import annotations
@@ -10,26 +10,37 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from server import logs
 from server.attention import Heads, Packing
+from server.methods.base import Segment
+from server.products import ACTIVATIONS, LowRank, TorchProducts
 
 SOURCE = Path(__file__).with_name("kernels.c")
+CPUINFO = Path("/proc/cpuinfo")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 LANES, QUERIES, ALIGNMENT = 16, 4, 64
+MAX_ROWS, MAX_RANK = 128, 64
+"""What a low-rank update may have here; with more, torch's products are as fast (docs/log.md)."""
+ACTIVATION_CODES: Mapping[str | None, int] = {None: 0, **{name: code for code, name in enumerate(ACTIVATIONS, 1)}}
+UPDATE = struct.Struct("@PPPPqqd")
+"""`struct update` of the source."""
 COMPILE_LIMIT_S = 60
 
 
@@ -38,6 +49,8 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._torch = TorchProducts()
+        self._updates: WeakKeyDictionary[LowRank, _Update] = WeakKeyDictionary()
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="adaptermux-kernel")
 
     def can_attend(self, heads: Heads) -> bool:
@@ -74,12 +87,73 @@ class Kernels:
             aligned = scratch.data_ptr() + -scratch.data_ptr() % ALIGNMENT
             self._library.attend(ctypes.c_long(first), ctypes.c_long(last), *arguments, ctypes.c_void_p(aligned))
 
-        parts = _parts(packing.starts, torch.get_num_threads())
+        self._share(run, packing.starts)
+        return out
+
+    def add_low_rank(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]]) -> None:
+        """What `server.products.TorchProducts` does, in one call for all segments that fit."""
+        d_in, d_out = x.shape[1], y.shape[1]
+        is_plain = all(
+            part.dtype == torch.float32 and part.stride(1) == 1 and part.shape[1] % LANES == 0 for part in (x, y)
+        )
+        updates: list[bytes] = []
+        fitting: list[Segment[LowRank]] = []
+        others: list[Segment[LowRank]] = []
+        for segment in segments:
+            update = self._updates.get(segment.row) or self._describe(segment.row)
+            if is_plain and update.sizes == (d_in, d_out) and segment.stop - segment.start <= MAX_ROWS:
+                fitting.append(segment)
+                updates.append(update.packed)
+            else:
+                others.append(segment)
+        if others:
+            self._torch.add_low_rank(x, y, others)
+        if not fitting:
+            return
+        arguments = (
+            *_rows(x),
+            ctypes.c_long(d_in),
+            *_rows(y),
+            ctypes.c_long(d_out),
+            _whole([segment.start for segment in fitting]),
+            _whole([segment.stop for segment in fitting]),
+            b"".join(updates),
+        )
+
+        def run(first: int, last: int) -> None:
+            self._library.add_low_rank(ctypes.c_long(first), ctypes.c_long(last), *arguments)
+
+        self._share(run, (0, *accumulate(segment.stop - segment.start for segment in fitting)))
+
+    def _describe(self, row: LowRank) -> _Update:
+        """Done once for a row that is used again; it takes as long as the product itself."""
+        d_in, rank = row.down.shape
+        tensors = (row.down, row.up, row.down_bias, row.up_bias)
+        fits = (
+            rank <= MAX_RANK
+            and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+            and row.down.stride() == (1, d_in)
+            and row.up.stride() == (1, rank)
+        )
+        places = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        packed = UPDATE.pack(*places, rank, ACTIVATION_CODES[row.activation], row.scale)
+        update = self._updates[row] = _Update((d_in, row.up.shape[1]) if fits else None, packed)
+        return update
+
+    def _share(self, run: Callable[[int, int], None], starts: Sequence[int]) -> None:
+        """Let torch's number of threads each run a part; item i covers rows starts[i] to starts[i + 1]."""
+        parts = _parts(starts, torch.get_num_threads())
         if len(parts) == 1:
             run(*parts[0])
         else:
             list(self._pool.map(run, *zip(*parts, strict=True)))
-        return out
+
+
+class _Update(NamedTuple):
+    """A low-rank update as the compiled code reads it. sizes: d_in and d_out, or None where it is left to torch."""
+
+    sizes: tuple[int, int] | None
+    packed: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +211,13 @@ def compiled(folder: Path) -> Path:
 
     Raises OSError and SubprocessError.
     """
+    kind = processor()
+    if not has_wide_registers(kind):
+        raise OSError("the processor has no AVX-512, without which the compiled code is slower than torch")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise OSError(f"there is no C compiler ({', '.join(COMPILERS)})")
-    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, _processor())).encode()
+    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, kind)).encode()
     path = folder / f"kernels-{hashlib.sha256(identity).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,10 +229,15 @@ def compiled(folder: Path) -> Path:
     return path
 
 
-def _processor() -> str:
+def has_wide_registers(processor: str) -> bool:
+    """Whether a vector of the source fits one register; compilers take those that do not apart, float by float."""
+    return "avx512f" in processor.split()
+
+
+def processor() -> str:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()

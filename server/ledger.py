@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.catalog import Alias, Record, Target
-from server.errors import StateFailed
+from server.errors import StorageFailed
 
 SCHEMA = 1
 FILE_NAME = "ledger.json"
@@ -27,7 +27,7 @@ INCOMING = "incoming-"
 class Kept:
     """What the ledger says of one adapter. versions: (source, created) of those that were fetched, oldest first.
 
-    followed, signature: which of them came from the bucket that is followed, and what it looked like there.
+    followed, seen: which of them came from the folder or bucket that is followed, and what it looked like there.
     """
 
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -36,6 +36,7 @@ class Kept:
     tags: tuple[str, ...] = ()
     is_pinned: bool = False
     followed: str | None = None
+    seen: str | None = None
 
 
 class Ledger:
@@ -45,7 +46,7 @@ class Ledger:
         self._folder = folder
 
     def read(self) -> dict[str, Kept]:
-        """What was last written; raises StateFailed for a file that is not ours."""
+        """What was last written; raises StorageFailed for a file that is not ours."""
         path = self._folder / FILE_NAME
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -55,10 +56,10 @@ class Ledger:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StateFailed(f"`{path}` cannot be read: {error!r:.200}; move it away to begin anew") from error
+            raise StorageFailed(f"`{path}` cannot be read: {error!r:.200}; move it away to begin anew") from error
 
     def write(self, records: Iterable[Record]) -> None:
-        """Write everything down, at once and for good. Raises StateFailed; then the old state stands."""
+        """Write everything down, at once and for good. Raises StorageFailed; then the old state stands."""
         adapters = {record.adapter_id: entry for record in records if (entry := entry_of(record)) is not None}
         text = json.dumps({"schema": SCHEMA, "adapters": adapters}, indent=1, ensure_ascii=False)
         with _told("the change could not be written down"):
@@ -77,7 +78,7 @@ class Ledger:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A new folder to fetch into; what is left in it afterwards is deleted. Raises StateFailed."""
+        """A new folder to fetch into; what is left in it afterwards is deleted. Raises StorageFailed."""
         with _told("nothing can be fetched: the state folder cannot be written"):
             self._folder.mkdir(parents=True, exist_ok=True)
             place = Path(tempfile.mkdtemp(prefix=INCOMING, dir=self._folder))
@@ -87,7 +88,7 @@ class Ledger:
             shutil.rmtree(place, ignore_errors=True)
 
     def keep(self, fetched: Path, adapter_id: str, version: str) -> Path:
-        """Move a fetched folder to its place; one that is there already has the same content. Raises StateFailed."""
+        """Move a fetched folder to its place; one that is there already has the same content. Raises StorageFailed."""
         place = self.folder_of(adapter_id, version)
         with _told(f"version `{version}` could not be kept"):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,7 @@ def entry_of(record: Record | None) -> dict[str, object] | None:
         "tags": list(record.tags),
         "pinned": record.is_pinned,
         "followed": record.followed,
+        "seen": record.seen,
     }
 
 
@@ -144,6 +146,7 @@ def _kept(entry: Mapping[str, object]) -> Kept:
         tags=tuple(map(str, tags)),
         is_pinned=entry["pinned"] is True,
         followed=str(entry["followed"]) if entry["followed"] is not None else None,
+        seen=str(entry["seen"]) if entry["seen"] is not None else None,
     )
 
 
@@ -171,4 +174,4 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StateFailed(f"{what}: {error.strerror or error}; see --state") from error
+        raise StorageFailed(f"{what}: {error.strerror or error}; see --state") from error

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from server import adapter_folder, logs
+from server import adapter_folder, logs, sources
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target
-from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, Conflict, InvalidInput
+from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target, printable, refusal_of
+from server.errors import (
+    AdaptermuxError,
+    AdapterNotFound,
+    AdapterRefused,
+    Conflict,
+    InvalidInput,
+    PathEscape,
+    ServiceError,
+)
 from server.ledger import Kept, Ledger, entry_of
-from server.store import Store, key_of
+from server.manifest import ADAPTER_ID
+from server.residency import key_of
+from server.sources import Limits
+from server.store import Store
 
 MOST_PREVIOUS = 20
-
-Fetch = Callable[[str, Path], None]
-"""Bring a source's adapter folder to a path that does not exist yet; raises AdaptermuxError."""
 
 
 class Lifecycle:
@@ -31,10 +40,17 @@ class Lifecycle:
     """
 
     def __init__(
-        self, base: BaseModel, store: Store, catalog: Catalog, ledger: Ledger, fetch: Fetch, keep_versions: int
+        self,
+        base: BaseModel,
+        store: Store,
+        catalog: Catalog,
+        ledger: Ledger,
+        source_roots: Sequence[str],
+        keep_versions: int,
     ) -> None:
-        self._base, self._store, self._catalog, self._ledger, self._fetch = base, store, catalog, ledger, fetch
-        self._keep_versions = keep_versions
+        """source_roots: what callers may name as sources, see `server.sources`."""
+        self._base, self._store, self._catalog, self._ledger = base, store, catalog, ledger
+        self._source_roots, self._keep_versions = source_roots, keep_versions
         self._lock = threading.RLock()
 
     # -- what callers ask --
@@ -50,7 +66,7 @@ class Lifecycle:
         if source is None:
             with self._lock:
                 return self._change(self._known(adapter_id), tags=tags, is_pinned=is_pinned)
-        card = self._bring(adapter_id, source)
+        card = self._bring(adapter_id, source, self._source_roots)
         with self._lock:
             record = self._catalog.get(adapter_id) or Record(adapter_id)
             versions = {**record.versions, card.version: card}
@@ -112,36 +128,44 @@ class Lifecycle:
         for adapter_id, one in kept.items():
             self._catalog.put(self._restored(adapter_id, one))
 
-    def follow(self, root: Path, name: str) -> None:
-        """Serve what lies in a folder, new or changed, in place of what lay there before. What is refused is listed."""
+    def follow(self, root: Path, name: str) -> bool:
+        """Serve what lies in a folder, new or changed, in place of what lay there before.
+
+        What is refused is listed with the reason. Returns False where it is worth trying again later.
+        """
+        return self._followed(name, lambda: self._take(root, name))
+
+    def follow_source(self, name: str, source: str, seen: str) -> bool:
+        """The same for what lies in a bucket: it is fetched. seen: what it looked like there."""
+        return self._followed(name, lambda: self._bring(name, source, [source]), seen)
+
+    def _followed(self, name: str, bring: Callable[[], AdapterCard], seen: str | None = None) -> bool:
         try:
-            folder = adapter_folder.read(root, name, self._base)
-            self._register(folder)
-        except AdaptermuxError as error:
-            self._refuse(name, Refusal(error.code, str(error)))
-            return
+            card = bring()
+            with self._lock:
+                before = self._catalog.get(name) or Record(name)
+                self._prune(self._change(replace(_taking_over(before, card), seen=seen)))
+                self._drop(before, [one for one in before.versions if one not in self._known(name).versions])
         except Exception as error:  # one folder must never stop the others, whatever it holds
-            self._refuse(name, Refusal("internal_error", f"{type(error).__name__}: {error}; this is a bug"))
-            return
-        card = _card(folder, None)
-        if (known := self._catalog.get(name)) is not None and known.alias:
-            try:  # somebody may be asking for it: the new one must be ready before it takes over
-                self._load(name, card.version)
-            except AdaptermuxError as error:
-                self._refuse(name, Refusal(error.code, str(error)))
-                return
-        with self._lock:
-            record = self._catalog.get(name) or Record(name)
-            before, record = record.followed, _followed(record, card)
-            self._change(record)
-            if before is not None and before != card.version:
-                self._drop(record, [before])
+            if not isinstance(error, AdaptermuxError):
+                logs.event("follow_failed", trace=traceback.format_exception(error))
+            self._refuse(name, refusal_of(error))
+            return not isinstance(error, ServiceError)
         if card.warnings:
             logs.event("adapter_has_warnings", adapter_id=name, warnings=card.warnings)
+        return True
+
+    def _take(self, root: Path, name: str) -> AdapterCard:
+        """Register a folder where it lies. Where something is served in its place, load it before it takes over."""
+        folder = adapter_folder.read(root, name, self._base)
+        self._register(folder)
+        if (known := self._catalog.get(name)) is not None and known.alias:
+            self._load(name, folder.version)
+        return _card(folder, None)
 
     def unfollow(self, name: str) -> None:
         """What lay in the folder is gone."""
-        name = _printable(name)
+        name = printable(name)
         with self._lock:
             record = self._catalog.get(name)
             if record is None:
@@ -168,10 +192,13 @@ class Lifecycle:
 
     # -- parts --
 
-    def _bring(self, adapter_id: str, source: str) -> AdapterCard:
+    def _bring(self, adapter_id: str, source: str, allowed: Sequence[str]) -> AdapterCard:
         """Fetch a version, check it to its last byte and load it."""
+        if not ADAPTER_ID.fullmatch(adapter_id):
+            raise PathEscape(f"{adapter_id[:80]!a} is no name for an adapter")
+        wanted = sources.parse(source, allowed)
         with self._ledger.incoming() as place:
-            self._fetch(source, place / adapter_id)
+            source = wanted.fetch(place / adapter_id, Limits()).source
             version = adapter_folder.read(place, adapter_id, self._base).version
             with self._lock:
                 kept = self._ledger.keep(place / adapter_id, adapter_id, version)
@@ -227,6 +254,7 @@ class Lifecycle:
             tags=kept.tags,
             is_pinned=kept.is_pinned,
             followed=kept.followed,
+            seen=kept.seen,
             refusal=refusal,
         )
 
@@ -285,6 +313,8 @@ class Lifecycle:
         self._pin(record, before)
         self._save(record, record.adapter_id)
         served = {target.version for target in record.alias}
+        for version in served:
+            self._store.prefetch(key_of(record.adapter_id, version))  # and it is not retired any more
         for target in before.alias:
             if target.version not in served:
                 self._store.unpin(key_of(record.adapter_id, target.version))
@@ -338,16 +368,16 @@ class Lifecycle:
             if (card := record.versions.get(version)) is not None and card.source:
                 self._ledger.discard(record.adapter_id, version)
 
-    def _refuse(self, adapter_id: str, refusal: Refusal) -> None:
+    def _refuse(self, name: str, refusal: Refusal) -> None:
         """List why what lies in the folder is not served; what was served before still is, as far as it is there."""
-        name, reason = _printable(adapter_id), _printable(refusal.reason)
+        name = printable(name)
         with self._lock:
             record = self._catalog.get(name) or Record(name)
-            self._catalog.put(replace(record, refusal=Refusal(refusal.code, reason)))
-        logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=reason)
+            self._catalog.put(replace(record, refusal=refusal))
+        logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
 
 
-def _followed(record: Record, card: AdapterCard) -> Record:
+def _taking_over(record: Record, card: AdapterCard) -> Record:
     """A record in which the folder's version is a new one; an id that stood for the old one alone goes along."""
     versions: Mapping[str, AdapterCard] = {
         version: one for version, one in record.versions.items() if version != record.followed or one.source
@@ -369,8 +399,3 @@ def _card(folder: AdapterFolder, source: str | None) -> AdapterCard:
         source=source,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _printable(name: str) -> str:
-    """A folder's name on disk may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+
+from server.jobs import BatchReport, EngineHealth
+from server.residency import Resident, StoreStats
+from server.state_metrics import StateCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+METHODS = (1, 2, 3, 4, 6)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
 OTHER = "other"
 MOST_TENANTS = 100
-STORE_GAUGES = {
-    "num_known": ("adaptermux_store_adapters", "Adapters that can be asked for"),
-    "num_resident": ("adaptermux_resident_adapters", "Adapters in the memory of the base model's device"),
-    "resident_bytes": ("adaptermux_adapter_resident_bytes", "Memory of these adapters"),
-    "host_bytes": ("adaptermux_adapter_host_bytes", "Memory of adapters that the host keeps for the device"),
-}
-STORE_COUNTERS = {
-    "num_loads": ("adaptermux_adapter_loads", "Adapters brought into memory"),
-    "num_evictions": ("adaptermux_adapter_evictions", "Adapters taken out of memory"),
-    "num_misses": ("adaptermux_adapter_misses", "Texts that had to wait for their adapter"),
-}
+MOST_LABELS = 32
+"""Labels of one adapter that are counted under their own name; what an adapter predicts beyond them shares `other`."""
 
 
 class Metrics:
@@ -52,10 +46,22 @@ class Metrics:
         self._batch_texts = self._histogram("adaptermux_batch_texts", "Texts in a forward pass", COUNTS)
         self._batch_tokens = self._histogram("adaptermux_batch_tokens", "Tokens in a forward pass", TOKENS)
         self._batch_adapters = self._histogram("adaptermux_batch_adapters", "Adapters in a forward pass", COUNTS)
-        self._batch_failures = self._counter("adaptermux_batch_failures", "Forward passes that raised")
+        self._batch_methods = self._histogram("adaptermux_batch_methods", "Methods in a forward pass", METHODS)
+        self._batch_failures = self._counter("adaptermux_batch_failures", "Batches in which a forward pass raised")
+        self._batch_splits = self._counter("adaptermux_batch_splits", "Times that a batch was cut in two to try again")
+        self._load_s = self._histogram("adaptermux_adapter_load_seconds", "Time to load an adapter", SECONDS)
+        self._predictions = Counter(
+            "adaptermux_predictions", "Texts by the label they were given", ["adapter", "label"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._labels: dict[str, set[str]] = {}
         self._adapters = Gauge("adaptermux_adapters", "Adapters known", ["status"], registry=self.registry)
-        self._store = StoreCollector()
-        self.registry.register(self._store)
+        self._build = Gauge(
+            "adaptermux_build_info", "What this server is made of; always 1",
+            ["version", "torch", "base", "family", "dtype", "device"], registry=self.registry,
+        )  # fmt: skip
+        self._state = StateCollector(self._known_label)
+        self.registry.register(self._state)
         self._refused = Counter(
             "adaptermux_refused", "Requests refused by their head or body alone", ["code"], registry=self.registry
         )
@@ -73,7 +79,6 @@ class Metrics:
             "adaptermux_keys_fresh", "1 while the keys are those of the file, 0 while it is wrong and older ones stay",
             registry=self.registry,
         )  # fmt: skip
-        self._waiting = Gauge("adaptermux_waiting_texts", "Texts that wait for the engine", registry=self.registry)
 
     def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
         """Count a request; adapter_id is the id of a known adapter, or empty. seconds: None if it never got started."""
@@ -100,25 +105,48 @@ class Metrics:
     def tenant_refused(self, tenant: str) -> None:
         self._tenant_refused.labels(_capped(tenant, self._tenants, MOST_TENANTS)).inc()
 
-    def batch_run(self, num_texts: int, num_tokens: int, num_adapters: int, seconds: float, failed: bool) -> None:
-        self._batch_s.observe(seconds)
-        self._batch_texts.observe(num_texts)
-        self._batch_tokens.observe(num_tokens)
-        self._batch_adapters.observe(num_adapters)
-        self._batch_failures.inc(1 if failed else 0)
+    def predicted(self, adapter_id: str, labels: Iterable[str]) -> None:
+        """Count what texts were classified as, so that a shift of an adapter's answers can be seen."""
+        adapter = self._label(adapter_id)
+        named = self._labels.setdefault(adapter, set())
+        for label in labels:
+            if adapter == OTHER or (label not in named and len(named) >= MOST_LABELS):
+                label = OTHER
+            named.add(label)
+            self._predictions.labels(adapter, label).inc()
+
+    def adapter_loaded(self, seconds: float) -> None:
+        self._load_s.observe(seconds)
+
+    def batch_run(self, report: BatchReport) -> None:
+        self._batch_s.observe(report.compute_s)
+        self._batch_texts.observe(report.num_texts)
+        self._batch_tokens.observe(report.num_tokens)
+        self._batch_adapters.observe(report.num_adapters)
+        self._batch_methods.observe(report.num_methods)
+        self._batch_failures.inc(report.failed)
+        self._batch_splits.inc(report.num_splits)
+
+    def describe(self, version: str, torch: str, base: str, family: str, dtype: str, device: str) -> None:
+        """Say what the server is made of."""
+        self._build.labels(version, torch, base, family, dtype, device).set(1)
 
     def watch_adapters(self, count: Callable[[str], float], statuses: Iterable[str]) -> None:
         """Count the adapters of each status at every scrape."""
         for status in statuses:
             self._adapters.labels(status).set_function(lambda status=status: count(status))  # type: ignore[misc]
 
-    def watch_store(self, read: Callable[[], object]) -> None:
-        """Read a record with the fields of `STORE_GAUGES` and `STORE_COUNTERS` at every scrape."""
-        self._store.read = read
+    def watch_store(self, stats: Callable[[], StoreStats], residents: Callable[[], Sequence[Resident]]) -> None:
+        """Read where adapters are at every scrape."""
+        self._state.stats, self._state.residents = stats, residents
 
-    def watch_waiting(self, read: Callable[[], float]) -> None:
-        """Read the queue length at every scrape."""
-        self._waiting.set_function(read)
+    def watch_engine(self, health: Callable[[], EngineHealth], waiting_adapters: Callable[[], Sequence[str]]) -> None:
+        """Read what the engine does at every scrape."""
+        self._state.health, self._state.waiting_adapters = health, waiting_adapters
+
+    def _known_label(self, adapter_id: str) -> str:
+        """The label of an adapter that has one: an adapter gets it when it is asked for, not for being in memory."""
+        return adapter_id if adapter_id in self._named else OTHER
 
     def watch_keys(self, count: Callable[[], float], is_fresh: Callable[[], float]) -> None:
         """Read the keys' number and state at every scrape."""
@@ -143,17 +171,3 @@ def _capped(name: str, named: set[str], most: int) -> str:
         named.add(name)
         return name
     return OTHER
-
-
-class StoreCollector(Collector):
-    """What happens in the store, read when Prometheus asks."""
-
-    def __init__(self) -> None:
-        self.read: Callable[[], object] = object
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self.read()
-        for field, (name, text) in STORE_GAUGES.items():
-            yield GaugeMetricFamily(name, text, value=getattr(stats, field, 0))
-        for field, (name, text) in STORE_COUNTERS.items():
-            yield CounterMetricFamily(name, text, value=getattr(stats, field, 0))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from server import kernels
 from server.attention import Heads, Packing, attend
 from server.base_model import BaseModel
 from server.families.base import PostNormLayer
 from server.frozen_linear import FrozenLinear, release
+from server.kernels import Kernels
 from server.segments import Segments
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
@@ -28,7 +28,7 @@ class PackedEncoder:
     """Runs a base model whose family has a `post_norm_layer`. Owned by the engine thread."""
 
     def __init__(
-        self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool, uses_kernels: bool
+        self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool, compiled: Kernels | None
     ) -> None:
         config: Any = base.backbone.config
         count, width = config.num_attention_heads, config.hidden_size
@@ -36,7 +36,6 @@ class PackedEncoder:
         self._scale = self._heads.head_dim**-0.5
         name = getattr(config, "hidden_act", None) or config.activation
         self._activation: Callable[[Tensor], Tensor] = IN_PLACE.get(name) or ACT2FN[name]
-        compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
         self._attend = compiled.attend if compiled is not None and compiled.can_attend(self._heads) else attend
         self._embed, self._segments = base.backbone.embeddings, segments
         last = config.num_hidden_layers - 1

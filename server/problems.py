@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from fastapi.responses import JSONResponse
 
 from server.errors import AdaptermuxError, BodyTooSlow, InvalidInput, MethodNotAllowed, NotAuthenticated
@@ -40,3 +43,20 @@ def headers_of(error: AdaptermuxError) -> dict[str, str]:
     if isinstance(error, BodyTooSlow):
         headers["Connection"] = "close"  # the rest of it may never come
     return headers
+
+
+def invalid_input(found: Sequence[Any]) -> InvalidInput:
+    """What pydantic found wrong, as one error that names every field."""
+    problems = []
+    for one in found:
+        field = one.get("ctx", {}).get("field") or _path(one["loc"])
+        problems.append((field, one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"))
+    return InvalidInput(*problems[0], others=problems[1:])
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("inputs", 3, "text")` -> `inputs[3].text`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or "body"

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BodyTooLarge, BodyTooSlow, HeadTooLarge, RequestError, UnsupportedMediaType
 from server.failures import shaped
 from server.metrics import Metrics
+from server.routes import batch
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
@@ -19,7 +20,8 @@ MAX_DIGITS = 15
 class RequestLimits:
     """Middleware: refuses by the head what can be refused by it, and stops reading a body that breaks its limits.
 
-    A body has `read_s` seconds from the head to its last byte.
+    A body has `read_s` seconds from the head to its last byte. That of a batch may be of any length, and has as long
+    for each part that the server is ready to read: it limits its lines itself.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, read_s: float, metrics: Metrics) -> None:
@@ -32,7 +34,7 @@ class RequestLimits:
             self._metrics.refused(error.code)
             await shaped(scope, error)(scope, receive, send)
         else:
-            await self._app(scope, self._reading(receive), send)
+            await self._app(scope, self._reading(receive, is_stream=scope["path"] == batch.PATH), send)
 
     def _wrong(self, scope: Scope) -> RequestError | None:
         headers = scope["headers"]
@@ -41,29 +43,33 @@ class RequestLimits:
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL_BYTES:
             return HeadTooLarge(f"the address has more than {MAX_URL_BYTES} bytes")
         for name, value in headers:
-            if name == b"content-length" and (len(value) > MAX_DIGITS or int(value) > self._max_body_bytes):
+            if name == b"content-length" and self._is_too_large(scope, value):
                 return self._too_large()
             if name == b"content-encoding" and value.strip().lower() != b"identity":
                 return UnsupportedMediaType("the body has a content-encoding; send it as it is")
         return None
 
-    def _reading(self, receive: Receive) -> Receive:
+    def _is_too_large(self, scope: Scope, length: bytes) -> bool:
+        return scope["path"] != batch.PATH and (len(length) > MAX_DIGITS or int(length) > self._max_body_bytes)
+
+    def _reading(self, receive: Receive, is_stream: bool) -> Receive:
         num_bytes, is_whole = 0, False
-        deadline = asyncio.get_running_loop().time() + self._read_s
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._read_s
 
         async def limited() -> Message:
             nonlocal num_bytes, is_whole
             if is_whole:
                 return await receive()  # what comes now is that the client leaves
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(now() + self._read_s if is_stream else deadline):
                     message = await receive()
             except TimeoutError:
                 self._metrics.refused(BodyTooSlow.code)
                 raise BodyTooSlow(f"the body did not come within {self._read_s:g} s") from None
             num_bytes += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
-            if num_bytes > self._max_body_bytes:
+            if num_bytes > self._max_body_bytes and not is_stream:
                 self._metrics.refused(BodyTooLarge.code)
                 raise self._too_large()
             return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -41,12 +42,10 @@ class ClassifyOptions(BaseModel):
     """Cut texts that are longer than the adapter takes; otherwise they are refused."""
 
 
-class AdapterClassifyRequest(ClassifyOptions):
-    """Texts for the adapter that the path names."""
+class TextInputs(BaseModel):
+    """Texts and pairs."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"inputs": ["Cuff fits well, readings match the clinic."], "top_k": 2}]},
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     inputs: str | TextInput | list[str | TextInput]
     """One text, one pair `{"text", "text_pair"}`, or a list of these."""
@@ -54,26 +53,19 @@ class AdapterClassifyRequest(ClassifyOptions):
     @field_validator("inputs", mode="before")
     @classmethod
     def _inputs_are_texts(cls, value: object) -> object:
-        """Check by hand, so that an error names the one input that is wrong rather than every union branch."""
-        try:
-            if isinstance(value, list):
-                if not 1 <= len(value) <= MOST_INPUTS:
-                    raise InvalidInput("inputs", f"`inputs` has {len(value)} texts; send 1 to {MOST_INPUTS}")
-                return [_check_input(f"inputs[{index}]", one) for index, one in enumerate(value)]
-            return _check_input("inputs", value)
-        except InvalidInput as error:
-            raise PydanticCustomError(
-                "invalid_input", "{message}", {"message": str(error), "field": error.field}
-            ) from error
+        return by_hand(lambda: check_inputs("inputs", value), value)
 
     def texts(self) -> list[tuple[str, TextInput]]:
         """Every input with the path of its text in the request."""
-        many = self.inputs if isinstance(self.inputs, list) else [self.inputs]
-        found = []
-        for index, one in enumerate(many):
-            path = f"inputs[{index}]" if isinstance(self.inputs, list) else "inputs"
-            found.append((path, TextInput(text=one)) if isinstance(one, str) else (f"{path}.text", one))
-        return found
+        return texts_at("inputs", self.inputs)
+
+
+class AdapterClassifyRequest(ClassifyOptions, TextInputs):
+    """Texts for the adapter that the path names."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"inputs": ["Cuff fits well, readings match the clinic."], "top_k": 2}]},
+    )
 
 
 class ClassifyRequest(AdapterClassifyRequest):
@@ -100,6 +92,13 @@ class FanoutRequest(AdapterClassifyRequest):
 
     adapters: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | str
     """A list of adapters, or `tag:NAME` for all that carry a tag."""
+
+
+class BatchLine(ClassifyRequest):
+    """One line of a batch."""
+
+    id: Annotated[str, Field(max_length=256)] | int | None = None
+    """Given back with the answer."""
 
 
 class Score(BaseModel):
@@ -156,6 +155,23 @@ class FanoutResponse(BaseModel):
     """One entry for each adapter, in the order they were asked; an entry with `code` is one that failed."""
 
     results: list[ClassifyResponse | FanoutFailure]
+
+
+class BatchResult(ClassifyResponse):
+    """The answer to one line of a batch."""
+
+    line: int
+    id: str | int | None = None
+
+
+class BatchFailure(BaseModel):
+    """Why a line of a batch was not answered."""
+
+    line: int
+    id: str | int | None = None
+    status: int
+    code: str
+    detail: str
 
 
 class Reason(BaseModel):
@@ -265,7 +281,10 @@ class AdapterEntry(BaseModel):
 
 
 class AdapterList(BaseModel):
+    """trouble: why the folder or bucket of adapters cannot be looked at; what was served still is."""
+
     adapters: list[AdapterEntry]
+    trouble: Reason | None
 
 
 class BaseInfo(BaseModel):
@@ -301,27 +320,44 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
-def _check_input(path: str, value: object) -> object:
-    if isinstance(value, str):
-        _check_text(path, value)
-        return value
-    if not isinstance(value, dict):
-        raise InvalidInput(path, f'`{path}` must be a text or {{"text": ..., "text_pair": ...}}, not {_kind(value)}')
-    unknown = sorted(str(key) for key in set(value) - {"text", "text_pair"})
-    if unknown:
-        raise InvalidInput(path, f"`{path}` has the unknown field {unknown[0]!a}; allowed: text, text_pair")
-    if "text" not in value:
-        raise InvalidInput(f"{path}.text", f"`{path}.text` is missing")
-    for name in ("text", "text_pair"):
-        part = value.get(name)
-        if isinstance(part, str):
-            _check_text(f"{path}.{name}", part)
-        elif name == "text" or part is not None:
-            raise InvalidInput(f"{path}.{name}", f"`{path}.{name}` must be a text, not {_kind(part)}")
+def by_hand(check: Callable[[], object], value: object) -> object:
+    """Check in a validator, so that an error names the one part that is wrong rather than every union branch."""
+    try:
+        check()
+    except InvalidInput as error:
+        raise PydanticCustomError(
+            "invalid_input", "{message}", {"message": str(error), "field": error.field}
+        ) from error
     return value
 
 
-def _check_text(path: str, text: str) -> None:
+def check_inputs(path: str, value: object) -> None:
+    """A text, a pair, or a list of these. Raises InvalidInput."""
+    if isinstance(value, list):
+        check_count(path, value)
+        for index, one in enumerate(value):
+            _check_input(f"{path}[{index}]", one)
+    else:
+        _check_input(path, value)
+
+
+def texts_at(path: str, inputs: str | TextInput | list[str | TextInput]) -> list[tuple[str, TextInput]]:
+    """Every input with the path of its text."""
+    if isinstance(inputs, list):
+        return [found for index, one in enumerate(inputs) for found in texts_at(f"{path}[{index}]", one)]
+    return [(path, TextInput(text=inputs)) if isinstance(inputs, str) else (f"{path}.text", inputs)]
+
+
+def check_count(path: str, values: Sequence[object]) -> None:
+    """Raises InvalidInput."""
+    if not 1 <= len(values) <= MOST_INPUTS:
+        raise InvalidInput(path, f"`{path}` has {len(values)} texts; send 1 to {MOST_INPUTS}")
+
+
+def check_text(path: str, text: object) -> str:
+    """The text, if it is one with something in it. Raises InvalidInput."""
+    if not isinstance(text, str):
+        raise InvalidInput(path, f"`{path}` must be a text, not {kind_of(text)}")
     if not text.strip():
         raise InvalidInput(path, f"`{path}` is an empty text; send at least one character that is not a space")
     try:
@@ -330,15 +366,34 @@ def _check_text(path: str, text: str) -> None:
         raise InvalidInput(
             path, f"`{path}` holds half a surrogate pair at position {error.start}, which is no character"
         ) from error
+    return text
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What JSON calls it."""
     names = {
         type(None): "null",
         bool: "a boolean",
         int: "a number",
         float: "a number",
+        str: "a text",
         list: "a list",
         dict: "an object",
     }
     return names.get(type(value), type(value).__name__)
+
+
+def _check_input(path: str, value: object) -> None:
+    if isinstance(value, str):
+        check_text(path, value)
+        return
+    if not isinstance(value, dict):
+        raise InvalidInput(path, f'`{path}` must be a text or {{"text": ..., "text_pair": ...}}, not {kind_of(value)}')
+    unknown = sorted(str(key) for key in set(value) - {"text", "text_pair"})
+    if unknown:
+        raise InvalidInput(path, f"`{path}` has the unknown field {unknown[0]!a}; allowed: text, text_pair")
+    if "text" not in value:
+        raise InvalidInput(f"{path}.text", f"`{path}.text` is missing")
+    check_text(f"{path}.text", value["text"])
+    if value.get("text_pair") is not None:
+        check_text(f"{path}.text_pair", value["text_pair"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from server.loaded_adapter import LoadedAdapter
 from server.methods import Method
 from server.methods.base import Segment
+from server.products import Products
 
 
 class Span(NamedTuple):
@@ -29,10 +30,12 @@ class Segments:
     `move` says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, products: Products) -> None:
+        self._products = products
         self._adapters: Sequence[LoadedAdapter] = ()
         self._sites: dict[Method[Any], set[str]] = {}
         self._spans: dict[Method[Any], list[Span]] = {}
+        self._found: dict[str, list[tuple[Method[Any], list[Segment[Any]]]]] = {}
 
     def begin(self, adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> None:
         """A pass over texts: text i uses adapters[i] and covers rows starts[i] to starts[i + 1]."""
@@ -43,13 +46,13 @@ class Segments:
 
     def move(self, starts: Sequence[int]) -> None:
         """From now on text i covers rows starts[i] to starts[i + 1]."""
-        self._spans = defaultdict(list)
+        self._spans, self._found = defaultdict(list), {}
         for span in join(self._adapters, starts):
             self._spans[span.adapter.method].append(span)
 
     def end(self) -> None:
         """No batch is in flight."""
-        self._adapters, self._sites, self._spans = (), {}, {}
+        self._adapters, self._sites, self._spans, self._found = (), {}, {}, {}
 
     def change_input(self, site: str, x: Tensor, is_shared: bool) -> Tensor:
         """What goes into a site, x [rows, d_in]; it is changed in place unless others read it too."""
@@ -63,15 +66,17 @@ class Segments:
     def change_output(self, site: str, x: Tensor, y: Tensor) -> None:
         """What comes out of a site, in place. x [rows, d_in], y [rows, d_out]."""
         for method, segments in self._at(site):
-            method.apply(x, y, segments)
+            method.apply(x, y, segments, self._products)
 
     def _at(self, site: str) -> list[tuple[Method[Any], list[Segment[Any]]]]:
         """The methods that act at a site, each with its adapters' segments."""
-        return [
-            (method, [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None])
-            for method, spans in self._spans.items()
-            if site in self._sites[method]
-        ]
+        if site not in self._found:
+            self._found[site] = [
+                (method, [Segment(s.start, s.stop, row) for s in spans if (row := s.adapter.row(site)) is not None])
+                for method, spans in self._spans.items()
+                if site in self._sites[method]
+            ]
+        return self._found[site]
 
 
 def join(adapters: Sequence[LoadedAdapter], starts: Sequence[int]) -> list[Span]:

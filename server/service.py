@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future
-from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from server import adapter_folder, logs
+from server import __version__, logs
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.catalog import STATUSES, Catalog
 from server.desk import Desk
-from server.engine import BatchReport, ThreadEngine
-from server.errors import AdapterRefused, BaseModelError, Conflict, SettingsError
+from server.engine import ThreadEngine
+from server.errors import AdapterRefused, BaseModelError
+from server.follower import Follower
 from server.forward import Forward, load_base
 from server.ledger import Ledger
 from server.lifecycle import Lifecycle
@@ -28,8 +28,6 @@ from server.settings import Settings
 from server.store import Store, quarter_of_memory
 from server.tokenizer import Tokenizer
 
-STATE_FOLDER = ".adaptermux"
-
 
 class Service:
     """A running engine with its adapters, and the desk at which the HTTP side finds them.
@@ -38,25 +36,38 @@ class Service:
     """
 
     def __init__(self, settings: Settings) -> None:
-        if not settings.adapters.is_dir():
-            raise SettingsError(f"--adapters: `{settings.adapters}` is no folder")
         began = time.monotonic()
         torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.base = load_base(settings.base, settings.device, settings.dtype)
         on_device = settings.adapter_bytes or quarter_of_memory(self.base.device)
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
-        self.store = Store(self.base, on_device, in_host if self.base.device.type == "cuda" else 0, self._on_failed)
         self.catalog = Catalog()
-        state = settings.state or settings.adapters / STATE_FOLDER
-        self.lifecycle = Lifecycle(self.base, self.store, self.catalog, Ledger(state), _fetch, settings.keep_versions)
         self.metrics = Metrics(settings.metrics_top_adapters)
+        self.store = Store(
+            self.base,
+            on_device,
+            in_host if self.base.device.type == "cuda" else 0,
+            self._on_failed,
+            self.metrics.adapter_loaded,
+        )
+        self.lifecycle = Lifecycle(
+            self.base,
+            self.store,
+            self.catalog,
+            Ledger(settings.state_folder),
+            settings.source_roots,
+            settings.keep_versions,
+        )
+        self.follower = Follower(settings.adapters, self.lifecycle, self.catalog, settings.look_s)
         self.engine = ThreadEngine(
             Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
             self.store,
             settings.max_waiting,
             settings.max_batch_tokens,
             settings.batch_ms,
-            self._on_batch,
+            self.metrics.batch_run,
+            stall_s=settings.stall_s,
+            max_wait_s=settings.max_wait_s,
         )
         self.desk = Desk(
             engine=self.engine,
@@ -69,28 +80,31 @@ class Service:
             max_inputs=settings.max_inputs,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
-        self.metrics.watch_waiting(lambda: self.engine.health().num_waiting)
-        self.metrics.watch_store(self.store.stats)
+        info = self.desk.base
+        self.metrics.describe(__version__, str(torch.__version__), info.name, info.family, info.dtype, info.device)
+        self.metrics.watch_engine(self.engine.health, self.engine.waiting_adapters)
+        self.metrics.watch_store(self.store.stats, self.store.residents)
         self.metrics.watch_adapters(self.catalog.count, STATUSES)
-        self._register_adapters(settings.adapters)
+        self._register_adapters()
         self._preload(settings.preload)
 
     def __enter__(self) -> Service:
         self.engine.start()
+        self.follower.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.follower.close()
         self.engine.close()
         self.store.close()
 
-    def _register_adapters(self, root: Path) -> None:
-        """Make what was fetched before, and every folder below `root`, known. What is refused stops nothing else."""
+    def _register_adapters(self) -> None:
+        """Make what was fetched before, and what lies in the folder, known. What is refused stops nothing else."""
         began = time.monotonic()
         self.lifecycle.restore()
-        for name in adapter_folder.scan(root):
-            self.lifecycle.follow(root, name)
+        self.follower.begin()
         self.lifecycle.settle()
         num_known = self.store.stats().num_known
         logs.event("adapters_registered", num_adapters=num_known, seconds=round(time.monotonic() - began, 3))
@@ -111,15 +125,6 @@ class Service:
     def _on_failed(self, folder: AdapterFolder, error: AdapterRefused) -> None:
         """An adapter's weights were found to be damaged when they were read."""
         self.lifecycle.on_damaged(folder, error)
-
-    def _on_batch(self, report: BatchReport) -> None:
-        self.metrics.batch_run(
-            report.num_texts, report.num_tokens, report.num_adapters, report.compute_s, report.failed
-        )
-
-
-def _fetch(source: str, into: Path) -> None:
-    raise Conflict(f"this server fetches nothing yet, so not {source!a}")
 
 
 def _load_tokenizer(base: BaseModel) -> Tokenizer:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from server.errors import SettingsError
 
+STATE_FOLDER = ".adaptermux"
 ENVIRONMENT_PREFIX = "ADAPTERMUX_"
+CLIENT_KEY = "ADAPTERMUX_API_KEY"
+"""For `adaptermux-serve classify` only: a server that is started beside it lets it be."""
 
 
 class Settings(BaseModel):
@@ -24,9 +28,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    adapters: Path
-    """Folder whose sub-folders are the adapters, each served under its folder's name."""
-    state: Path | None = None
+    adapters: Annotated[str, BeforeValidator(os.fspath)]
+    """Folder, s3://bucket/prefix or gs://bucket/prefix whose folders are the adapters, each served under its name."""
+    look_s: float = Field(5, ge=0)
+    """Seconds between two looks at it for adapters that came, changed or went; 0 looks at the start only."""
+    source_root: str = ""
+    """What PUT may fetch adapters from, with commas between: folders, s3://bucket/prefix, gs://..., hf:organisation."""
+    state: str = ""
     """Folder for fetched versions, aliases and tags; `.adaptermux` in the adapters folder if not given."""
     keep_versions: int = Field(5, ge=0)
     """Versions of an adapter that are kept for a rollback, beside those in use."""
@@ -43,7 +51,7 @@ class Settings(BaseModel):
     threads: int = Field(0, ge=0)
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
-    """auto compiles a small piece of C for the CPU on the first start, where there is a compiler; off never does."""
+    """auto compiles a small piece of C on the first start, given AVX-512 and a C compiler; off never does."""
     keys: Path | None = None
     """File of the keys that callers need (docs/security.md); without one, everybody may do everything."""
     max_inputs: int = Field(256, ge=1, le=10_000)
@@ -68,6 +76,10 @@ class Settings(BaseModel):
     """Time that a forward pass should take: it is given as many tokens as have run in that time lately."""
     max_waiting: int = Field(4096, ge=1)
     """Most texts that may wait for the engine; beyond it requests are answered 503."""
+    max_wait_s: float = Field(30, ge=0)
+    """Seconds that a text may wait whose request names no time; one that would wait longer is answered 503; 0: any."""
+    stall_s: float = Field(60, ge=0)
+    """Seconds of one forward pass (ten times as many for the first) after which the server is not alive; 0: never."""
     adapter_bytes: int = Field(0, ge=0)
     """Most bytes of adapters in the memory of the base model's device; 0 takes a quarter of it."""
     host_adapter_bytes: int = Field(0, ge=0)
@@ -76,6 +88,14 @@ class Settings(BaseModel):
     """Adapters loaded before the server listens, as far as they have room; others load when first asked for."""
     metrics_top_adapters: int = Field(100, ge=0)
     """Adapters that get a metric label of their own; the others share `other`."""
+
+    @property
+    def source_roots(self) -> list[str]:
+        return [root.strip() for root in self.source_root.split(",") if root.strip()]
+
+    @property
+    def state_folder(self) -> Path:
+        return Path(self.state) if self.state else Path(self.adapters) / STATE_FOLDER
 
 
 def flag_of(name: str) -> str:
@@ -95,7 +115,7 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
     values: dict[str, str] = {}
     sources = {name: flag_of(name) for name in Settings.model_fields}  # where each value came from
     for variable, value in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable != CLIENT_KEY:
             if variable not in known:
                 near = difflib.get_close_matches(variable, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(sorted(known))
@@ -110,8 +130,27 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
         first = error.errors(include_url=False)[0]
         shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
         raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
-    if settings.max_inputs > settings.max_waiting:
+    if "://" in settings.adapters and not settings.state:
+        raise SettingsError("--state is missing: adapters of a bucket are fetched into that folder")
+    most_inputs = min(settings.max_waiting, settings.max_waiting * 7 // 8 + 1)  # what one adapter may have in the line
+    if settings.max_inputs > most_inputs:
         raise SettingsError(
-            f"--max-inputs is {settings.max_inputs}, more than may ever wait (--max-waiting {settings.max_waiting})"
+            f"--max-inputs is {settings.max_inputs}, more than the {most_inputs} of one adapter that may wait "
+            f"(--max-waiting {settings.max_waiting})"
         )
     return settings
+
+
+def read_client_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The key that a client shows: from its file, else from the environment, else none. Raises SettingsError."""
+    source = f"--api-key-file `{file}`" if file is not None else CLIENT_KEY
+    try:
+        key = file.read_text(encoding="ascii") if file is not None else environment.get(CLIENT_KEY)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source} cannot be read: {error}") from error
+    if key is None:
+        return None
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or not key or " " in key:
+        raise SettingsError(f"{source} holds no key; it must be one line of ASCII letters, digits and signs")
+    return key

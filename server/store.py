@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,23 +24,11 @@ from server.base_model import BaseModel
 from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
 from server.host_tier import HostTier
 from server.loaded_adapter import LoadedAdapter, place
+from server.residency import Resident, StoreStats, Tier, key_of
 from server.weights_file import read_block
 
 UNLIMITED = 1 << 62
 NUM_LOADERS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Where adapters are, and what has happened since the start. Bytes: adapters in the tier, as in their files."""
-
-    num_known: int
-    num_resident: int
-    resident_bytes: int
-    host_bytes: int
-    num_loads: int
-    num_evictions: int
-    num_misses: int
 
 
 class Store:
@@ -50,7 +39,8 @@ class Store:
     goes that was released longest ago; when all are in use, one of them takes no new users until it is free, so
     that every adapter has its turn.
 
-    on_failed is called on a loader thread with a folder whose weights turned out to be damaged, and why.
+    on_failed is called on a loader thread with a folder whose weights turned out to be damaged, and why; on_loaded with
+    the seconds that a load took.
     """
 
     def __init__(
@@ -59,8 +49,10 @@ class Store:
         device_bytes: int = UNLIMITED,
         host_bytes: int = 0,
         on_failed: Callable[[AdapterFolder, AdapterRefused], None] = lambda folder, error: None,
+        on_loaded: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._base, self._device_bytes, self._on_failed = base, device_bytes, on_failed
+        self._on_loaded = on_loaded
         self._host = HostTier(host_bytes)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
@@ -69,8 +61,8 @@ class Store:
         self._queue: deque[_Entry] = deque()  # wait for room
         self._draining: _Entry | None = None
         self._ready: list[tuple[Future[LoadedAdapter], LoadedAdapter]] = []  # to be told after the lock
-        self._used_bytes = self._pinned_bytes = 0
-        self._num_loads = self._num_evictions = self._num_misses = 0
+        self._used_bytes = self._pinned_bytes = self._known_bytes = 0
+        self._num_loads = self._num_evictions = self._num_hits = self._num_misses = 0
         self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adaptermux-loader")
         self._closed = False
 
@@ -83,7 +75,9 @@ class Store:
                 raise LoadFailed(
                     f"adapter `{key}` has {num_bytes} bytes, adapters may have {room}; see --adapter-bytes"
                 )
-            self._entries.setdefault(key, _Entry(key, folder))
+            if key not in self._entries:
+                self._entries[key] = _Entry(key, folder)
+                self._known_bytes += num_bytes
         return key
 
     def unregister(self, key: str) -> None:
@@ -93,6 +87,7 @@ class Store:
             entry = self._entries.pop(key, None)
             self._host.drop(key)
             if entry is not None:
+                self._known_bytes -= entry.num_bytes
                 waiters, entry.waiters, entry.is_forgotten = entry.waiters, [], True
                 self._unpin(entry)
                 if entry.state is _State.QUEUED:
@@ -101,6 +96,19 @@ class Store:
                     self._evict(entry)
         for waiter in waiters:
             _fail(waiter, AdapterNotFound(f"adapter `{key}` was removed"))
+
+    def retire(self, key: str) -> None:
+        """Take a version out of memory as soon as nobody uses it: now, or with its last release.
+
+        It stays known, and is loaded again as any other when it is asked for after that. A pin holds it until unpinned.
+        """
+        with self._changing():
+            if (entry := self._entries.get(key)) is not None:
+                self._host.drop(key)
+                entry.is_wanted = False
+                entry.is_retired = entry.state is not _State.ABSENT
+                if entry.adapter in self._idle:
+                    self._evict(entry)
 
     def acquire(self, adapter_id: str, version: str) -> Future[LoadedAdapter]:
         """The adapter, at once if it is in memory, else when it is loaded. `release` it once for every success.
@@ -115,6 +123,7 @@ class Store:
             if self._closed:
                 raise EngineStopped("the store is closed")
             if entry.adapter is not None and entry is not self._draining:
+                self._num_hits += 1
                 self._use(entry, entry.adapter, [future])
             else:
                 self._num_misses += 1
@@ -125,9 +134,11 @@ class Store:
     def prefetch(self, key: str) -> None:
         """Begin to load a known version that somebody will soon acquire."""
         with self._changing():
-            if (entry := self._entries.get(key)) is not None and entry.state is _State.ABSENT:
-                entry.is_wanted = True
-                self._enqueue(entry)
+            if (entry := self._entries.get(key)) is not None:
+                entry.is_retired = False
+                if entry.state is _State.ABSENT:
+                    entry.is_wanted = True
+                    self._enqueue(entry)
 
     def release(self, adapter: LoadedAdapter) -> None:
         """Give back one use of an adapter."""
@@ -158,17 +169,6 @@ class Store:
             if (entry := self._entries.get(key)) is not None:
                 self._unpin(entry)
 
-    def retire(self, key: str) -> None:
-        """Let a known version leave memory as soon as nobody uses it; whoever asks for it later loads it again."""
-        with self._changing():
-            entry = self._entries.get(key)
-            if entry is None or entry.adapter is None or entry.is_pinned:
-                return
-            if entry.adapter in self._idle:
-                self._evict(entry)
-            else:
-                entry.is_retired = True
-
     def load(self, folder: AdapterFolder) -> LoadedAdapter:
         """Register, load and wait for a version; it stays in memory until the room is needed."""
         self.register(folder)
@@ -186,12 +186,22 @@ class Store:
             return StoreStats(
                 num_known=len(self._entries),
                 num_resident=len(self._idle) + len(self._busy),
+                num_fitting=self._device_bytes * len(self._entries) // max(1, self._known_bytes),
                 resident_bytes=self._used_bytes,
                 host_bytes=self._host.used_bytes,
                 num_loads=self._num_loads,
                 num_evictions=self._num_evictions,
+                num_hits=self._num_hits,
                 num_misses=self._num_misses,
             )
+
+    def residents(self) -> list[Resident]:
+        """Every version in memory, on the device before those in host memory only, the last used first."""
+        with self._lock:
+            on_device = [*reversed(self._busy.values()), *reversed(self._idle.values())]
+            held = {entry.key for entry in on_device}
+            in_host = [self._entries[key] for key in self._host.kept() if key in self._entries and key not in held]
+            return [entry.resident("device") for entry in on_device] + [entry.resident("host") for entry in in_host]
 
     def close(self) -> None:
         """Load nothing more; whoever waits for an adapter is told."""
@@ -257,6 +267,8 @@ class Store:
         """Take an unused adapter out of memory, and queue it again if somebody has asked for it meanwhile."""
         assert entry.adapter is not None, "only what is in memory can leave it; this is a bug"
         del self._idle[entry.adapter]
+        if entry.is_retired:
+            self._host.drop(entry.key)  # where it was put if it was being loaded meanwhile
         entry.adapter, entry.state, entry.is_retired = None, _State.ABSENT, False
         self._used_bytes -= entry.num_bytes
         self._num_evictions += 1
@@ -279,7 +291,7 @@ class Store:
             entry.waiters = [waiter for waiter in entry.waiters if not waiter.cancelled()]
             if not (entry.waiters or entry.is_wanted or entry.is_pinned):
                 self._queue.popleft()
-                entry.state = _State.ABSENT
+                entry.state, entry.is_retired = _State.ABSENT, False
             elif self._make_room(entry.num_bytes):
                 self._queue.popleft()
                 entry.state = _State.LOADING
@@ -303,6 +315,7 @@ class Store:
         """On a loader thread: read one adapter, then answer all who wait for it."""
         adapter: LoadedAdapter | None = None
         failure: AdaptermuxError | None = None
+        began = time.perf_counter()
         try:
             adapter = self._read(entry)
         except AdapterRefused as error:
@@ -314,15 +327,17 @@ class Store:
         with self._changing():
             waiters, entry.waiters, entry.is_wanted = entry.waiters, [], False
             if adapter is None:
-                entry.state = _State.ABSENT
+                entry.state, entry.is_retired = _State.ABSENT, False
                 self._used_bytes -= entry.num_bytes
             else:
                 self._num_loads += 1
                 entry.adapter, entry.state = adapter, _State.RESIDENT
                 self._idle[adapter] = entry
                 self._use(entry, adapter, waiters, pins=int(entry.is_pinned))
-                if entry.is_forgotten and entry.num_users == 0:
+                if (entry.is_forgotten or entry.is_retired) and entry.num_users == 0:
                     self._evict(entry)
+        if adapter is not None:
+            self._on_loaded(time.perf_counter() - began)
         if failure is not None:
             for waiter in waiters:
                 _fail(waiter, failure)
@@ -363,10 +378,11 @@ class _Entry:
     def num_bytes(self) -> int:
         return self.folder.weights.num_bytes
 
-
-def key_of(adapter_id: str, version: str) -> str:
-    """The name of one immutable version."""
-    return f"{adapter_id}@{version}"
+    def resident(self, tier: Tier) -> Resident:
+        folder, num_users = self.folder, max(0, self.num_users - self.is_pinned)  # a pin counts as a user here
+        return Resident(
+            folder.adapter_id, folder.version, folder.method.name, self.num_bytes, tier, self.is_pinned, num_users
+        )
 
 
 def quarter_of_memory(device: torch.device) -> int:

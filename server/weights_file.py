@@ -11,19 +11,22 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from server.adapter_files import MAX_WEIGHTS_BYTES
 from server.errors import AdapterDamaged
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_DIMENSIONS = 8
-MAX_WEIGHTS_BYTES = 4 << 30
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHARED_HEADER_BYTES, NUM_SHARED_HEADERS = 64 << 10, 64
 MAPPED_BYTES = 64 << 10
 """From this size on a block is a mapping of its own: freeing it gives the memory back at once, page by page."""
 
@@ -66,18 +69,9 @@ def read_header(path: Path) -> WeightsFile:
                 raise ValueError(f"its header has {length} bytes")
             head += file.read(length)
             num_bytes = os.fstat(file.fileno()).st_size - 8 - length
-        record = json.loads(head[8:], object_pairs_hook=_without_doubles)
-        json.dumps(record, ensure_ascii=False).encode("utf-8")  # an escape may hide half a surrogate pair
-        specs = {key: _spec(tensor) for key, tensor in record.items() if key != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise AdapterDamaged(f"`{path.name}` cannot be read: {error!r:.200}") from error
-    for key, spec in specs.items():
-        _check(key, spec)
-    end = 0
-    for spec in sorted(specs.values(), key=lambda spec: spec.start):
-        if spec.start != end:
-            raise AdapterDamaged(f"`{path.name}` cannot be read: its tensors overlap or leave gaps at byte {end}")
-        end = spec.stop
+    specs, end = (_parse_alike if length <= SHARED_HEADER_BYTES else _parse)(head[8:], path.name)
     if end != num_bytes:
         raise AdapterDamaged(
             f"`{path.name}` cannot be read: it holds {num_bytes} bytes of weights, its header says {end}"
@@ -93,7 +87,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise AdapterDamaged(f"`{path.name}` cannot be read: {error}") from error
+        raise AdapterDamaged(f"`{path.name}` cannot be read: {error.strerror}") from error
 
 
 def read_block(weights: WeightsFile, sha256: str) -> Tensor:
@@ -118,6 +112,28 @@ def read_block(weights: WeightsFile, sha256: str) -> Tensor:
         key = next(key for key, spec in weights.specs.items() if not bool(torch.isfinite(spec.view(block)).all()))
         raise AdapterDamaged(f"tensor `{key}` holds values that are not finite")
     return block
+
+
+def _parse(header: bytes, name: str) -> tuple[Mapping[str, TensorSpec], int]:
+    """The tensors of a header, which lie behind one another, and the byte at which the last one ends."""
+    try:
+        record = json.loads(header, object_pairs_hook=_without_doubles)
+        json.dumps(record, ensure_ascii=False).encode("utf-8")  # an escape may hide half a surrogate pair
+        specs = {key: _spec(tensor) for key, tensor in record.items() if key != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterDamaged(f"`{name}` cannot be read: {error!r:.200}") from error
+    for key, spec in specs.items():
+        _check(key, spec)
+    end = 0
+    for spec in sorted(specs.values(), key=lambda spec: spec.start):
+        if spec.start != end:
+            raise AdapterDamaged(f"`{name}` cannot be read: its tensors overlap or leave gaps at byte {end}")
+        end = spec.stop
+    return MappingProxyType(specs), end
+
+
+_parse_alike = lru_cache(NUM_SHARED_HEADERS)(_parse)
+"""Adapters trained alike have the same header, byte for byte: it is parsed, checked and kept once."""
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -127,6 +127,25 @@ def test_half_precision_files_are_read(root: Path, bert_base: BaseModel, dtype: 
     assert loaded.head.logits(torch.zeros(1, bert_base.hidden_size)).dtype == torch.float32
 
 
+def test_what_passed_once_vouches_for_the_same_bytes_only(root: Path, bert_base: BaseModel, tmp_path: Path) -> None:
+    """Adapters trained alike are checked once; one of another configuration, other shapes or another base is not."""
+    add_manifest(root / "good", bert_base)
+    first, again = (adapter_folder.read(root, "good", bert_base) for _ in range(2))
+    assert first.tensors is again.tensors
+    edit_config(root, r=5)
+    for _ in range(2):
+        refused(root, bert_base, AdapterMismatch, "shape [4, 48]", "[5, 48]")
+    edit_config(root, r=4)
+    edit_weights(root, lambda tensors: tensors.popitem())
+    for _ in range(2):
+        refused(root, bert_base, AdapterDamaged)
+    shutil.rmtree(root / "good")
+    make_adapter(root / "good", bert_base.folder, LoraConfig(task_type="SEQ_CLS", r=4), 3, seed=0)
+    adapter_folder.read(root, "good", bert_base)
+    other = load_base(str(make_base(tmp_path / "other", "bert", hidden_size=64)), "cpu", "float32")
+    refused(root, other, AdapterMismatch)
+
+
 @pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
 def test_a_missing_file_is_named(root: Path, bert_base: BaseModel, file: str) -> None:
     (root / "good" / file).unlink()

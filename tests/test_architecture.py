@@ -12,21 +12,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
-    "engine", "batching", "forward", "segments", "packed_encoder", "library_encoder", "frozen_linear", "kernels",
-    "attention", "store", "host_tier", "loaded_adapter", "heads", "adapter_folder", "weights_file", "methods",
-    "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
+    "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
+    "heads", "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
+    "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
-    "app", "routes", "wire", "problems", "desk", "callers", "classification", "ledger", "schemas", "catalog",
-    "tokenizer", "settings", "metrics", "activation", "command", "keys", "admission", "quotas", "trail", "failures",
+    "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
+    "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
+    "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
     "edges", "request_limits", "connections", "gate", "tracing",
 )  # fmt: skip
-COMPOSITION = ("service", "lifecycle", "demo", "__main__")
+COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
-                 "server.tokenizer", "server.errors", "decision.rows"),
+                 "server.products", "server.tokenizer", "server.errors", "decision.rows"),
     "loadtest": ("decision.rows",),
     "server": ("decision.web",),
     "decision": (),

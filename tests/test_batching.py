@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.batching import BatchBudget, Waiting, WaitingLine
+from server.batch_budget import BatchBudget
+from server.batching import Waiting, WaitingLine
 from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.heads import Head, Layer
-from server.jobs import Job
+from server.jobs import Answer, Job
 from server.loaded_adapter import LoadedAdapter
 from server.manifest import Pooling
 from server.methods import method_named
@@ -30,7 +33,7 @@ def waiting(num_tokens: int, adapter_id: str = "a") -> Waiting:
 
 
 def join(line: WaitingLine, one: Waiting) -> None:
-    line.enter()
+    line.enter(one.job)
     line.put(one)
 
 
@@ -157,11 +160,14 @@ def test_a_job_whose_deadline_passed_is_answered_so_and_takes_no_room() -> None:
 
 def test_places_that_are_kept_count_and_are_given_back() -> None:
     line = WaitingLine(max_jobs=1)
-    line.enter()
+    job = waiting(5).job
+    line.enter(job)
     with pytest.raises(Overloaded):
-        line.enter()
-    line.leave()
-    line.enter()
+        line.enter(job)
+    assert line.adapter_ids() == ["a"]
+    line.leave(job)
+    assert line.adapter_ids() == []
+    line.enter(job)
 
 
 def test_the_budget_follows_the_speed_of_the_device() -> None:
@@ -188,3 +194,197 @@ def test_the_budget_keeps_its_bounds(batches: list[tuple[int, float]], most: int
     for num_tokens, compute_s in batches:
         budget.learn(num_tokens, compute_s)
         assert min(64, most) <= budget.tokens() <= most
+
+
+SPEED = 10_000  # tokens a second
+BATCH = 250
+
+
+class Device:
+    """A line before a device of a known speed, in a time of its own."""
+
+    def __init__(self, max_jobs: int = 4096, max_wait_s: float = 30) -> None:
+        self.now = 1000.0
+        self.line = WaitingLine(max_jobs, max_wait_s, clock=lambda: self.now)
+        self.prototype = waiting(1)
+        self.retry_after_s: list[int] = []
+        for _ in range(3):  # until it knows its speed
+            self.ask("a", BATCH)
+            self.run()
+
+    def ask(self, adapter_id: str, num_tokens: int, within_s: float | None = None) -> Waiting | None:
+        """A job in the line, or None if it was refused."""
+        deadline = None if within_s is None else self.now + within_s
+        job = Job(adapter_id, "v", (1,) * num_tokens, (0,) * num_tokens, deadline)
+        try:
+            self.line.enter(job)
+        except Overloaded as error:
+            self.retry_after_s.append(error.retry_after_s)
+            return None
+        one = Waiting(job, self.prototype.adapter)
+        self.line.put(one)
+        return one
+
+    def take(self) -> list[Waiting]:
+        return self.line._take_now(BATCH)  # `take` would wait where all that waits is late
+
+    def run(self) -> list[Waiting]:
+        began, taken = self.now, self.take()
+        self.now += sum(one.num_tokens for one in taken) / SPEED
+        self.line.ran(self.now - began)
+        return taken
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 0.2), st.integers(1, BATCH), st.floats(0.01, 1) | st.none(), st.booleans()), max_size=60
+    )
+)
+def test_what_is_taken_on_is_answered_in_time_if_the_speed_stays(
+    events: list[tuple[float, int, float | None, bool]],
+) -> None:
+    device, limits = Device(max_wait_s=0.5), dict[int, float]()
+
+    def step() -> None:
+        for one in device.run():
+            assert device.now <= limits.pop(id(one)) + 1e-9
+
+    for pause_s, num_tokens, within_s, runs in events:
+        is_idle = len(device.line) == 0
+        if (one := device.ask("a", num_tokens, within_s)) is not None:
+            # with nothing in front of it a job is always tried
+            limits[id(one)] = math.inf if is_idle else device.now + (0.5 if within_s is None else within_s)
+        if runs:
+            step()
+            if len(device.line) == 0:
+                device.now += pause_s
+    while len(device.line):
+        step()
+    assert not limits
+
+
+def test_a_text_that_would_come_too_late_is_refused_at_once_with_the_time_after_which_to_retry() -> None:
+    device = Device(max_wait_s=30)
+    for _ in range(100):
+        assert device.ask("a", BATCH) is not None  # 2.5 s of work
+    assert device.ask("a", BATCH, within_s=1) is None
+    assert device.retry_after_s == [3]
+    assert device.ask("a", BATCH, within_s=5) is not None
+
+
+def test_a_text_without_a_deadline_is_refused_beyond_the_longest_wait() -> None:
+    device = Device(max_wait_s=1)
+    while device.ask("a", BATCH) is not None:
+        pass
+    assert 30 <= len(device.line) <= 40  # 40 of them take a second
+    unbounded = Device(max_wait_s=0)
+    assert all(unbounded.ask("a", BATCH) is not None for _ in range(1000))
+
+
+def test_a_text_that_has_waited_longer_than_it_may_is_answered_so() -> None:
+    device = Device(max_wait_s=1)
+    late, early = device.ask("a", 10), device.ask("b", 10)
+    assert late is not None
+    assert early is not None
+    device.now += 1.1  # the batch before took that long, whatever was expected
+    fresh = device.ask("a", 10, within_s=9)
+    assert device.take() == [fresh]
+    for one in (late, early):
+        assert isinstance(one.future.exception(), Overloaded)
+
+
+def test_a_line_that_is_idle_takes_every_text_however_slow_the_device_was() -> None:
+    device = Device()
+    for _ in range(50):
+        device.ask("a", BATCH)
+        device.take()
+        device.line.ran(1000)
+    assert device.ask("a", BATCH, within_s=0.1) is not None
+
+
+def test_a_flood_five_times_what_the_device_can_do_is_answered_in_time_and_costs_the_others_nothing() -> None:
+    """Ten adapters, one of which asks for five times the capacity, with a second for every answer."""
+    device, arrivals = Device(), random.Random(0)
+    num_tokens, seconds, within_s = 20, 10, 1.0
+    rates = {"flood": 5.0, **{f"quiet-{index}": 0.05 for index in range(9)}}
+    due = sorted(
+        (device.now + arrivals.uniform(0, seconds), name)
+        for name, rate in rates.items()
+        for _ in range(int(rate * SPEED / num_tokens * seconds))
+    )
+    settled = device.now + 2  # by then it knows how often the flood is overtaken
+    asked, taken_on, late = Counter[str](), Counter[str](), Counter[str]()
+    known: list[tuple[bool, Waiting]] = []
+    while due or len(device.line):
+        if not len(device.line):
+            device.now = max(device.now, due[0][0])
+        while due and due[0][0] <= device.now:
+            name, is_settled = due[0][1], due[0][0] > settled
+            due.pop(0)
+            asked[name] += is_settled
+            if (one := device.ask(name, num_tokens, within_s)) is not None:
+                taken_on[name] += is_settled
+                known.append((is_settled, one))
+        for one in device.run():
+            assert one.job.deadline is not None
+            if device.now <= one.job.deadline:
+                one.future.set_result(Answer((), 0, 0))
+    for is_settled, one in known:
+        late[one.job.adapter_id] += is_settled and (not one.future.done() or one.future.exception() is not None)
+    assert taken_on["flood"] > 0.5 * SPEED / num_tokens * (seconds - 2)  # nothing of the capacity is lost
+    assert late["flood"] <= 0.01 * taken_on["flood"]
+    assert all(taken_on[name] == asked[name] and late[name] == 0 for name in rates if name != "flood")
+
+
+def test_a_flood_without_deadlines_leaves_places_to_the_others() -> None:
+    device = Device(max_jobs=80, max_wait_s=0)
+    while device.ask("flood", 1) is not None:
+        pass
+    assert len(device.line) == 71
+    assert device.ask("quiet", 1) is not None
+    assert device.ask("flood", 1) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 10_000)), max_size=60), st.integers(1, 10_000))
+def test_a_lack_of_memory_lowers_the_budget_at_once_and_full_batches_raise_it_slowly(
+    batches: list[tuple[bool, int]], most: int
+) -> None:
+    budget = BatchBudget(most, 1.0)
+    budget.learn(most, 1e-3)  # so fast that time never limits it
+    for is_short, num_tokens in batches:
+        before = budget.tokens()
+        if is_short:
+            budget.shrink(num_tokens)
+            assert budget.tokens() <= min(before, max(64, num_tokens))
+        else:
+            budget.learn(min(num_tokens, before), 1e-6)
+            assert before <= budget.tokens() <= (before + 1) * 1.005
+        assert min(64, most) <= budget.tokens() <= most
+
+
+@given(st.integers(128, 8192))
+def test_where_memory_stays_short_one_full_batch_in_a_hundred_is_split(capacity: int) -> None:
+    budget, num_batches, num_splits = BatchBudget(8192, 1.0), 4000, 0
+    budget.learn(1, 1e-5)
+    for _ in range(num_batches):
+        num_tokens = budget.tokens()
+        if num_tokens > capacity:
+            num_splits += 1
+            while num_tokens > capacity:
+                num_tokens //= 2
+            budget.shrink(num_tokens)
+        else:
+            budget.learn(num_tokens, num_tokens / 1e7)
+    assert num_splits <= 1 + num_batches / 100
+
+
+def test_the_budget_is_whole_again_once_memory_is_back() -> None:
+    budget = BatchBudget(8192, 1.0)
+    budget.learn(1, 1e-5)
+    budget.shrink(1000)
+    assert budget.tokens() == 1000
+    budget.learn(100, 1e-5)  # so small a batch says nothing of the memory of large ones
+    assert budget.tokens() == 1000
+    for _ in range(500):
+        budget.learn(budget.tokens(), 1e-3)
+    assert budget.tokens() == 8192

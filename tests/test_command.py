@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,24 @@ def test_it_answers_and_sigterm_ends_it_with_0(server: tuple[subprocess.Popen[st
     assert process.wait(LIMIT_S) == 0
     assert process.stderr is not None
     assert json.loads(process.stderr.readlines()[-1])["event"] == "server_stopped"
+
+
+def test_sigterm_under_load_loses_no_request_that_is_in_flight(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = server
+    texts = [" ".join(["word1"] * 300)] * 250
+
+    def ask(adapter_id: str) -> int:
+        body = json.dumps({"adapter_id": adapter_id, "inputs": texts}).encode()
+        request = urllib.request.Request(f"{url}/v1/classify", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as response:
+            return len(json.load(response)["predictions"])
+
+    with ThreadPoolExecutor(3) as clients:
+        answers = [clients.submit(ask, ("one", "two")[index % 2]) for index in range(3)]
+        _until(lambda: _metric(url, "adaptermux_waiting_texts") > 2 * len(texts))  # the last one has come
+        process.send_signal(signal.SIGTERM)
+        assert [answer.result(LIMIT_S) for answer in answers] == [len(texts)] * 3
+    assert process.wait(LIMIT_S) == 0
 
 
 def test_the_texts_of_a_client_that_leaves_are_dropped(server: tuple[subprocess.Popen[str], str]) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 from server import adapter_folder
 from server.base_model import BaseModel
 from server.batching import Waiting
-from server.engine import BatchReport, ThreadEngine
-from server.errors import AdapterFailed, AdapterNotFound, EngineStopped, ForwardFailed, Overloaded
+from server.engine import ThreadEngine
+from server.errors import AdapterFailed, AdapterNotFound, EngineStopped, ForwardFailed, OutOfMemory, Overloaded
 from server.forward import Forward, Work
-from server.jobs import Job
+from server.jobs import BatchReport, EngineHealth, Job
+from server.products import LowRank
 from server.store import Store
 from server.weights_file import WeightsFile, read_block
 from tests.seeded import make_adapter, peft_configs
@@ -47,6 +49,7 @@ class Gate(Forward):
         self.entered = threading.Event()
         self.error: BaseException | None = None
         self.spoil_row: int | None = None
+        self.most_tokens = 1 << 30
         self.sizes: list[int] = []
 
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -55,10 +58,19 @@ class Gate(Forward):
         assert self.open.wait(WAIT_S)
         if self.error is not None:
             raise self.error
+        if sum(job.num_tokens for job, _ in work) > self.most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         answers = super().run(work)
         if self.spoil_row is not None:
             answers[self.spoil_row] = torch.full_like(answers[self.spoil_row], math.nan)
         return answers
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        threading.Event().wait(0.001)
 
 
 @pytest.fixture
@@ -378,3 +390,181 @@ def test_the_rows_that_a_prefix_brings_count_as_tokens(bert_base: BaseModel, tmp
     make_adapter(tmp_path / "a", bert_base.folder, peft_configs("bert")["prefix"], 2, seed=0)
     adapter = Store(bert_base).load(adapter_folder.read(tmp_path, "a", bert_base))
     assert Waiting(Job("a", "v", (1, 2, 3), (0, 0, 0)), adapter).num_tokens == 3 + 6
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _after_a_first_pass(gate: Gate, store: Store, job: Job, **options: float) -> tuple[ThreadEngine, Clock]:
+    """A running engine that has answered once, before a closed gate."""
+    clock = Clock()
+    engine = ThreadEngine(gate, store, clock=clock, **options)  # type: ignore[arg-type]
+    engine.start()
+    gate.open.set()
+    engine.submit(job).result(WAIT_S)
+    gate.open.clear()
+    gate.entered.clear()
+    return engine, clock
+
+
+def test_an_engine_whose_forward_pass_does_not_come_back_is_not_alive(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine, clock = _after_a_first_pass(gate, store, job, stall_s=60)
+    clock.now += 1000  # idle for however long: nothing runs
+    assert engine.health() == EngineHealth(alive=True, num_waiting=0)
+    running = engine.submit(job)
+    assert gate.entered.wait(WAIT_S)
+    clock.now += 60
+    assert engine.health() == EngineHealth(alive=True, num_waiting=0, num_running=1)
+    clock.now += 0.1
+    assert engine.health() == EngineHealth(alive=False, num_waiting=0, num_running=1, stalled=True)
+    with pytest.raises(EngineStopped, match="does not come back"):
+        engine.submit(job)
+    gate.open.set()
+    assert running.result(WAIT_S).logits
+    wait_until(lambda: engine.health() == EngineHealth(alive=True, num_waiting=0))
+    engine.close()
+
+
+def test_the_first_pass_may_take_ten_times_as_long(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    clock = Clock()
+    engine = ThreadEngine(gate, store, stall_s=60, clock=clock)
+    engine.start()
+    running = engine.submit(job)
+    assert gate.entered.wait(WAIT_S)
+    clock.now += 600
+    assert engine.health().alive
+    clock.now += 1
+    assert not engine.health().alive
+    gate.open.set()
+    assert running.result(WAIT_S).logits
+    engine.close()
+
+
+def test_a_watchdog_that_is_off_never_barks(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    engine, clock = _after_a_first_pass(gate, store, job, stall_s=0)
+    running = engine.submit(job)
+    assert gate.entered.wait(WAIT_S)
+    clock.now += 1e9
+    assert engine.health().alive
+    gate.open.set()
+    assert running.result(WAIT_S).logits
+    engine.close()
+
+
+def test_a_stalled_engine_is_given_up_at_close_and_everything_is_answered(
+    gate: Gate, loaded: tuple[Store, Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, job = loaded
+    engine, clock = _after_a_first_pass(gate, store, job, stall_s=60)
+    futures = [engine.submit(job)]
+    assert gate.entered.wait(WAIT_S)
+    futures += [engine.submit(job) for _ in range(3)]
+    clock.now += 61
+    engine.close()  # does not wait for the pass
+    for future in futures:
+        with pytest.raises(EngineStopped):
+            future.result(0)
+    assert json.loads(capsys.readouterr().err.splitlines()[-1])["event"] == "engine_given_up"
+    gate.open.set()  # and if the pass does come back, its answers go nowhere and the thread ends
+    wait_until(lambda: not engine._thread.is_alive())
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does(
+    gate: Gate, loaded: tuple[Store, Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, job = loaded
+    reports: list[BatchReport] = []
+    gate.most_tokens = 9
+    engine = ThreadEngine(gate, store, on_batch=reports.append)
+    futures = [engine.submit(job) for _ in range(5)]  # of 4 tokens each
+    large = engine.submit(replace(job, token_ids=(2, *range(40, 48), 3), type_ids=(0,) * 10))
+    gate.open.set()
+    engine.start()
+    assert all(len(future.result(WAIT_S).logits) == 3 for future in futures)
+    with pytest.raises(OutOfMemory, match="10 tokens"):
+        large.result(WAIT_S)
+    assert engine.submit(job).result(WAIT_S).logits
+    engine.close()
+    assert reports[0].failed
+    assert reports[0].num_splits == len(gate.sizes) // 2 - 1
+    assert (reports[1].failed, reports[1].num_splits) == (False, 0)
+    [event] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (event["event"], event["reason"], event["num_texts"]) == ("batch_split", "memory", 6)
+
+
+def test_memory_that_was_short_makes_later_batches_smaller(gate: Gate, loaded: tuple[Store, Job]) -> None:
+    store, job = loaded
+    long = replace(job, token_ids=(2, *([40] * 98), 3), type_ids=(0,) * 100)
+    gate.open.set()
+    engine = ThreadEngine(gate, store, batch_ms=1e6)
+    engine.start()
+    engine.submit(long).result(WAIT_S)  # now the budget is in the thousands
+    engine.close()
+    assert engine._budget.tokens() == 8192
+    gate.most_tokens = 500
+    second = ThreadEngine(gate, store, batch_ms=1e6)
+    second._budget = engine._budget
+    futures = [second.submit(long) for _ in range(20)]
+    second.start()
+    assert all(future.result(WAIT_S).logits for future in futures)
+    gate.sizes.clear()
+    futures = [second.submit(long) for _ in range(20)]
+    assert all(future.result(WAIT_S).logits for future in futures)
+    second.close()
+    assert max(gate.sizes) <= 5
+
+
+def test_an_adapter_that_makes_the_pass_raise_fails_alone(
+    gate: Gate, bert_base: BaseModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, jobs = Store(bert_base), []
+    for seed, name in enumerate(("a", "b", "c")):
+        make_adapter(tmp_path / name, bert_base.folder, peft_configs("bert")["lora-qv"], 3, seed=seed)
+        folder = adapter_folder.read(tmp_path, name, bert_base)
+        adapter = store.load(folder)
+        if name == "b":  # weights of a wrong shape that got past every check
+            rows = {site: LowRank(torch.zeros(7, 2), torch.zeros(2, 7), 1.0) for site in adapter.rows}
+            object.__setattr__(adapter, "rows", rows)
+        jobs.append(Job(name, folder.version, (2, 9, 3), (0, 0, 0)))
+    engine = ThreadEngine(gate, store)
+    futures = [engine.submit(job) for job in jobs * 3]
+    gate.open.set()
+    engine.start()
+    for job, future in zip(jobs * 3, futures, strict=True):
+        if job.adapter_id == "b":
+            with pytest.raises(ForwardFailed):
+                future.result(WAIT_S)
+        else:
+            assert len(future.result(WAIT_S).logits) == 3
+    assert engine.health().alive
+    engine.close()
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["batch_failed", "batch_split"]
+
+
+def test_a_device_that_has_failed_ends_the_engine_so_that_the_server_is_restarted(
+    gate: Gate, loaded: tuple[Store, Job]
+) -> None:
+    store, job = loaded
+    engine = ThreadEngine(gate, store)
+    engine.start()
+    gate.error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    running = engine.submit(job)
+    assert gate.entered.wait(WAIT_S)
+    waiting = [engine.submit(job) for _ in range(3)]
+    gate.open.set()
+    for future in (running, *waiting):
+        with pytest.raises(EngineStopped):
+            future.result(WAIT_S)
+    wait_until(lambda: not engine.health().alive)
+    engine.close()

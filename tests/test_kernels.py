@@ -1,4 +1,4 @@
-"""The compiled attention against torch's, and what happens where it cannot be had."""
+"""The compiled attention and low-rank updates against torch's, and what happens where it cannot be had."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from server import kernels
 from server.attention import Heads, Packing, attend
 from server.forward import Forward, load_base
 from server.kernels import Kernels
-from server.methods.base import KeysValues
+from server.methods.base import KeysValues, Segment, widened
+from server.products import ACTIVATIONS, LowRank, TorchProducts
 from tests.seeded import Peer, make_adapter, make_base, peft_configs
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, kernels.COMPILERS)), reason="there is no C compiler on this machine"
+    not any(map(shutil.which, kernels.COMPILERS)) or not kernels.has_wide_registers(kernels.processor()),
+    reason="there is no C compiler on this machine, or no AVX-512",
 )
 
 
@@ -113,6 +115,90 @@ def test_many_threads_answer_as_one_does(compiled: Kernels, threads: int) -> Non
     torch.testing.assert_close(compiled.attend(packing, heads, 0, 0.2, queries, keys, values), expected)
 
 
+updates = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 3, 4, 5, 21, 127, 128, 129]),
+        st.integers(0, 2),
+        st.sampled_from([1, 2, 7, 8, 16, 24, 33, 63, 64, 65]),
+        st.sampled_from([None, *ACTIVATIONS]),
+        st.booleans(),
+        st.sampled_from([torch.float32, torch.float32, torch.float16]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(updates, st.sampled_from([16, 48, 384]), st.sampled_from([16, 32, 48, 40]), st.booleans(), st.integers(0, 9))
+def test_low_rank_updates_equal_torch_s(
+    compiled: Kernels,
+    drawn: list[tuple[int, int, int, str | None, bool, torch.dtype]],
+    d_in: int,
+    d_out: int,
+    is_same: bool,
+    seed: int,
+) -> None:
+    """Any rows, ranks and activations, rows that nobody changes, rows that lie apart, and what is left to torch."""
+    torch.manual_seed(seed)
+    segments, place, d_in = [], 0, d_out if is_same else d_in
+    for num_rows, gap, rank, activation, has_bias, dtype in drawn:
+        down, up = torch.randn(rank, d_in) / d_in**0.5, torch.randn(d_out, rank) / rank**0.5
+        down_bias, up_bias = (torch.randn(size) if has_bias else None for size in (rank, d_out))
+        row = LowRank(down.mT.to(dtype), up.mT.to(dtype), 0.7, down_bias, up_bias, activation)
+        segments.append(Segment(place + gap, place + gap + num_rows, widened(row)))
+        place += gap + num_rows
+    y = torch.randn(place + 1, 3 * d_out).chunk(3, 1)[1]
+    x = y if is_same else torch.randn(place + 1, d_in)
+    expected, exact_x = y.double(), x.double()
+    doubled = [Segment(start, stop, _doubled(row)) for start, stop, row in segments]
+    TorchProducts().add_low_rank(expected if is_same else exact_x, expected, doubled)
+    compiled.add_low_rank(x, y, segments)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def _doubled(row: LowRank) -> LowRank:
+    down_bias, up_bias = (None if bias is None else bias.double() for bias in (row.down_bias, row.up_bias))
+    return LowRank(row.down.double(), row.up.double(), row.scale, down_bias, up_bias, row.activation)
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_an_update_that_is_not_finite_spoils_no_other(compiled: Kernels, activation: str | None) -> None:
+    torch.manual_seed(0)
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        x, y = torch.randn(12, 16), torch.zeros(12, 32)
+        x[5, 3] = wrong
+        rows = [LowRank(torch.randn(9, 16).mT, torch.randn(32, 9).mT, 1.0, activation=activation) for _ in range(3)]
+        compiled.add_low_rank(x, y, [Segment(4 * index, 4 * index + 4, row) for index, row in enumerate(rows)])
+        assert y.isfinite().all(1).tolist() == [index != 5 for index in range(12)]
+
+
+@needs_compiler
+def test_many_threads_update_as_one_does(compiled: Kernels, threads: int) -> None:
+    torch.manual_seed(0)
+    x, found, expected = torch.randn(60, 32), torch.zeros(60, 16), torch.zeros(60, 16)
+    rows = [LowRank(torch.randn(8, 32).mT, torch.randn(16, 8).mT, 0.5) for _ in range(6)]
+    segments = [Segment(10 * index, 10 * index + 10 - index, row) for index, row in enumerate(rows)]
+    TorchProducts().add_low_rank(x, expected, segments)
+    for _ in range(2):  # the second time the rows are known
+        found.zero_()
+        compiled.add_low_rank(x, found, segments)
+        torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+def test_rows_are_forgotten_with_their_adapter(compiled: Kernels) -> None:
+    known = len(compiled._updates)
+    rows = [LowRank(torch.randn(4, 16).mT, torch.randn(16, 4).mT, 1.0) for _ in range(3)]
+    y = torch.zeros(3, 16)
+    compiled.add_low_rank(y, y, [Segment(index, index + 1, row) for index, row in enumerate(rows)])
+    assert len(compiled._updates) == known + 3
+    rows.clear()
+    assert len(compiled._updates) == known
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 8))
 def test_parts_cover_every_text_once(lengths: list[int], count: int) -> None:
     starts = Packing(lengths, [None] * len(lengths), [None] * len(lengths), CPU).starts
@@ -150,13 +236,16 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == [first]
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "read-only", "wrong source"])
+@pytest.mark.parametrize("fault", ["no compiler", "narrow registers", "read-only", "wrong source"])
 def test_without_it_torch_does_the_work(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     if fault == "no compiler":
         monkeypatch.setenv("PATH", str(tmp_path))
+    elif fault == "narrow registers":
+        monkeypatch.setattr(kernels, "CPUINFO", tmp_path / "cpuinfo")
+        (tmp_path / "cpuinfo").write_text("flags\t\t: fpu sse2 avx2 fma\n")
     elif fault == "read-only":
         (tmp_path / ".cache").write_text("a file where the folder should be")
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ def test_flags_win_over_the_environment_over_defaults() -> None:
     settings = read_settings(
         {"adapters": "a", "port": "1", "host": None}, {"ADAPTERMUX_PORT": "2", "ADAPTERMUX_HOST": "h"}
     )
-    assert (settings.adapters, settings.port, settings.host, settings.dtype) == (Path("a"), 1, "h", "auto")
+    assert (settings.adapters, settings.port, settings.host, settings.dtype) == ("a", 1, "h", "auto")
 
 
 @pytest.mark.parametrize(
@@ -38,17 +37,24 @@ def test_mistakes_name_the_flag_or_variable(flags: dict[str, str], environment: 
 
 
 def test_other_variables_are_not_ours() -> None:
-    assert read_settings({"adapters": "a"}, {"ADAPTERS": "b", "PATH": "c"}).adapters == Path("a")
+    assert read_settings({"adapters": "a"}, {"ADAPTERS": "b", "PATH": "c"}).adapters == "a"
+
+
+def test_the_key_of_a_client_beside_it_does_not_stop_a_server() -> None:
+    assert read_settings({"adapters": "a"}, {"ADAPTERMUX_API_KEY": "k"}).adapters == "a"
 
 
 def test_every_setting_has_a_help_text() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-@pytest.mark.parametrize("command", ["server", "training"])
-def test_help_comes_at_once_and_ends_with_an_example(command: str) -> None:
+@pytest.mark.parametrize(
+    "verb", ["server", "server serve", "server check", "server classify", "training", "training run"]
+)
+def test_help_comes_at_once_and_ends_with_an_example(verb: str) -> None:
+    command = verb.split()[0]
     began = time.process_time()
-    done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", *verb.split(), "--help"], capture_output=True, text=True, check=True)
     assert "example:" in done.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", f"import sys, {command}.command; print('torch' in sys.modules)"],
@@ -58,5 +64,5 @@ def test_help_comes_at_once_and_ends_with_an_example(command: str) -> None:
     )
     assert loaded.stdout.strip() == "False", "the help text waits for torch"
     assert time.process_time() - began < 10
-    if command == "server":
+    if verb == "server serve":
         assert all(flag_of(name) in done.stdout for name in Settings.model_fields)

@@ -89,6 +89,11 @@ def use(store: Store, folder: AdapterFolder) -> None:
     store.release(ask(store, folder).result(WAIT_S))
 
 
+def use_of(store: Store, folder: AdapterFolder) -> None:
+    store.register(folder)
+    use(store, folder)
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + WAIT_S
     while not condition():
@@ -363,7 +368,7 @@ def test_half_precision_adapters_keep_their_size_in_memory_and_answer_in_full(
     path = tmp_path / "a" / "adapter_model.safetensors"
     save_file({key: tensor.bfloat16() for key, tensor in load_file(path).items()}, path)
     adapter = Store(bert_base).load(adapter_folder.read(tmp_path, "a", bert_base))
-    tensors = [part for row in adapter.rows.values() for part in row if isinstance(part, torch.Tensor)]  # type: ignore[attr-defined]
+    tensors = [part for row in adapter.rows.values() for part in (row.down, row.up)]  # type: ignore[attr-defined]
     tensors += adapter.head.tensors.values()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     assert sum(storages.values()) == adapter.resident_bytes <= path.stat().st_size
@@ -476,3 +481,103 @@ def test_a_file_that_is_replaced_between_its_checks_is_not_served(
     new = adapter_folder.read(tmp_path, "a0", bert_base)
     with pytest.raises(AdapterDamaged, match="header"):
         Store(bert_base).load(replace(old, manifest=new.manifest))
+
+
+def test_a_retired_version_that_nobody_uses_leaves_memory_at_once_and_can_come_back(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store, key = make(bert_base, folders, 3), f"a0@{folders[0].version}"
+    store.retire(key)  # of one that is not in memory: nothing happens
+    use(store, folders[0])
+    assert store.stats().num_resident == 1
+    store.retire(key)
+    assert (store.stats().num_resident, store.stats().resident_bytes) == (0, 0)
+    for _ in range(2):
+        use(store, folders[0])
+    assert disk.reads == ["a0", "a0"]  # loaded again once, and it stays like any other
+    store.retire("nobody@000000000000")
+
+
+def test_a_retired_version_in_use_leaves_with_its_last_release(
+    bert_base: BaseModel, folders: list[AdapterFolder]
+) -> None:
+    store, key = make(bert_base, folders, 3), f"a0@{folders[0].version}"
+    first, second = ask(store, folders[0]).result(WAIT_S), ask(store, folders[0]).result(WAIT_S)
+    store.retire(key)
+    third = ask(store, folders[0]).result(WAIT_S)
+    assert first is second is third
+    for adapter in (first, second):
+        store.release(adapter)
+        assert store.stats().num_resident == 1
+    store.release(third)
+    assert store.stats().num_resident == 0
+
+
+def test_a_version_that_is_retired_while_it_is_loaded_serves_those_who_wait_and_leaves(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store = make(bert_base, folders, 3)
+    disk.held = {"a0", "a1"}
+    waiting = ask(store, folders[0])
+    store.prefetch(f"a1@{folders[1].version}")
+    wait_for(lambda: len(disk.reads) == 2)
+    for folder in folders[:2]:
+        store.retire(f"{folder.adapter_id}@{folder.version}")
+    disk.open.set()
+    store.release(waiting.result(WAIT_S))
+    wait_for(lambda: store.stats().num_evictions == 2)
+    assert store.stats().resident_bytes == 0
+
+
+def test_a_version_that_an_alias_comes_back_to_stays(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+    store, key = make(bert_base, folders, 3), f"a0@{folders[0].version}"
+    adapter = ask(store, folders[0]).result(WAIT_S)
+    store.retire(key)
+    store.prefetch(key)
+    store.release(adapter)
+    assert store.stats().num_resident == 1
+
+
+def test_a_pin_holds_a_retired_version_until_it_is_unpinned(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+    store, key = make(bert_base, folders, 3), f"a0@{folders[0].version}"
+    use(store, folders[0])
+    store.pin(key)
+    store.retire(key)
+    assert store.stats().num_resident == 1
+    store.unpin(key)
+    assert store.stats().num_resident == 0
+
+
+def test_a_retired_version_leaves_host_memory_too(
+    bert_base: BaseModel, folders: list[AdapterFolder], disk: Disk
+) -> None:
+    store = Store(bert_base, host_bytes=1 << 30)
+    use_of(store, folders[0])
+    assert store.stats().host_bytes > 0
+    store.retire(f"a0@{folders[0].version}")
+    assert store.stats().host_bytes == 0
+
+
+def test_hits_misses_and_the_time_of_loads_are_told(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+    seconds: list[float] = []
+    store = Store(bert_base, on_loaded=seconds.append)
+    for _ in range(3):
+        use_of(store, folders[0])
+    wait_for(lambda: len(seconds) == 1)
+    assert 0 < seconds[0] < WAIT_S
+    assert (store.stats().num_hits, store.stats().num_misses) == (2, 1)
+
+
+def test_residents_tell_where_every_adapter_is(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+    num_bytes = folders[0].weights.num_bytes
+    store = Store(bert_base, device_bytes=2 * num_bytes, host_bytes=1 << 30)
+    for folder in folders[:3]:
+        use_of(store, folder)
+    store.pin(f"a1@{folders[1].version}")
+    adapter = ask(store, folders[1]).result(WAIT_S)
+    found = [(one.adapter_id, one.tier, one.is_pinned, one.num_users) for one in store.residents()]
+    assert found == [("a1", "device", True, 1), ("a2", "device", False, 0), ("a0", "host", False, 0)]
+    assert {(one.method, one.num_bytes) for one in store.residents()} == {(folders[0].method.name, num_bytes)}
+    assert store.residents()[0].key == adapter.key
+    assert store.stats().num_fitting == 2
+    store.release(adapter)

@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 
-from server.methods.bottleneck import ACTIVATIONS
+from server.products import ACTIVATIONS
 from training.peft_types import extend_peft_type
 
 INIT_STD = 0.01

@@ -1,7 +1,7 @@
 """What a PEFT method is to the rest of the code.
 
 A method acts at sites: linear layers of the frozen base. For an adapter it holds one row per site, a
-named tuple of views into the adapter's own flat block of memory. In a batch each method sees the
+named tuple or data class of views into the adapter's own flat block of memory. In a batch each method sees the
 segments of its own adapters and changes what goes into a site, what comes out of it, or both.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import regex
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 Row = TypeVar("Row")
 
@@ -130,7 +131,7 @@ class Method(ABC, Generic[Row]):
     def change_input(self, x: Tensor, segments: Sequence[Segment[Row]]) -> None:
         """Change what goes into a site, in place. x [tokens, d_in]; only segments whose row does so are given."""
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]]) -> None:
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]], products: Products) -> None:
         """Change what comes out of a site, in place.
 
         x [tokens, d_in], y [tokens, d_out]; segments are sorted and do not overlap.
@@ -147,18 +148,12 @@ class Method(ABC, Generic[Row]):
 
 def widened(row: Row) -> Row:
     """A row whose tensors are float32, for adapters that are stored in half precision."""
-    assert isinstance(row, tuple), "rows are named tuples"
-    parts = (part.float() if isinstance(part, Tensor) else part for part in row)
-    result: Row = type(row)(*parts)
+    if is_dataclass(row) and not isinstance(row, type):
+        parts = {part.name: getattr(row, part.name) for part in fields(row)}
+        return replace(row, **{name: part.float() for name, part in parts.items() if isinstance(part, Tensor)})
+    assert isinstance(row, tuple), "rows are named tuples or data classes"
+    result: Row = type(row)(*(part.float() if isinstance(part, Tensor) else part for part in row))
     return result
-
-
-def add_product(y: Tensor, low: Tensor, up: Tensor, scale: float) -> None:
-    """y [rows, d_out] += scale * low [rows, rank] @ up [rank, d_out]."""
-    if y.dtype == low.dtype:
-        y.addmm_(low, up, alpha=scale)
-    else:
-        y.add_(low @ up, alpha=scale)
 
 
 COMMON_FIELDS = frozenset(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 BIAS = "beft_bias"
 
@@ -38,7 +39,7 @@ class Bitfit(Method[BitfitRow]):
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> BitfitRow:
         return BitfitRow(tensors[BIAS].view(-1))
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BitfitRow]]) -> None:
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BitfitRow]], products: Products) -> None:
         for start, stop, (bias,) in segments:
             y[start:stop].add_(bias)
 

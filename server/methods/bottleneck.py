@@ -5,39 +5,27 @@ PEFT has no such method: `training.peft_bottleneck` registers ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import gelu, silu
 
 from server.errors import AdapterDamaged, MethodUnsupported
-from server.methods.base import MAX_RANK, Method, Segment, Site, add_product
+from server.methods.base import MAX_RANK, Method, Segment, Site
+from server.products import ACTIVATIONS, LowRank
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 DOWN_WEIGHT, DOWN_BIAS = "bottleneck_down.weight", "bottleneck_down.bias"
 UP_WEIGHT, UP_BIAS = "bottleneck_up.weight", "bottleneck_up.bias"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "gelu": gelu, "silu": silu}
 MAX_SCALING = 1e6
 
 
-class BottleneckRow(NamedTuple):
-    """down [d, size], up [size, d]: transposed views of what is stored, with their biases."""
-
-    down: Tensor
-    down_bias: Tensor
-    up: Tensor
-    up_bias: Tensor
-    activation: Callable[[Tensor], Tensor]
-    scale: float
-
-
-class Bottleneck(Method[BottleneckRow]):
+class Bottleneck(Method[LowRank]):
     """y += s * up(act(down(y))), y being what a sub-layer's last linear layer gives, before residual and norm.
 
     Houlsby: behind attention and feed-forward. Pfeiffer: behind the feed-forward only (`after_attention` 0).
@@ -64,25 +52,15 @@ class Bottleneck(Method[BottleneckRow]):
             raise AdapterDamaged(f"`bottleneck_size` is {size!r}, it must be a whole number from 1 to {MAX_RANK}")
         return {DOWN_WEIGHT: (size, width), DOWN_BIAS: (size,), UP_WEIGHT: (width, size), UP_BIAS: (width,)}[role]
 
-    def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> BottleneckRow:
+    def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> LowRank:
         scaling = config.get("scaling", 1.0)
         if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not abs(scaling) <= MAX_SCALING:
             raise AdapterDamaged(f"`scaling` is {scaling!r:.40}, it must be a number up to {MAX_SCALING}")
-        return BottleneckRow(
-            tensors[DOWN_WEIGHT].mT,
-            tensors[DOWN_BIAS],
-            tensors[UP_WEIGHT].mT,
-            tensors[UP_BIAS],
-            ACTIVATIONS[str(config["non_linearity"])],
-            float(scaling),
-        )
+        down, down_bias, up, up_bias = (tensors[role] for role in self.roles)
+        return LowRank(down.mT, up.mT, float(scaling), down_bias, up_bias, str(config["non_linearity"]))
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BottleneckRow]]) -> None:
-        for start, stop, row in segments:
-            part = y[start:stop]
-            low = row.activation(torch.addmm(row.down_bias, part.to(row.down.dtype), row.down))  # [tokens, size]
-            add_product(part, low, row.up, row.scale)  # [tokens, d]
-            part.add_(row.up_bias, alpha=row.scale)
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]], products: Products) -> None:
+        products.add_low_rank(y, y, segments)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 SCALE = "ia3_l"
 
@@ -49,7 +50,7 @@ class Ia3(Method[Ia3Row]):
         for start, stop, (scale, _) in segments:
             x[start:stop].mul_(scale)
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]]) -> None:
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]], products: Products) -> None:
         for start, stop, (scale, on_input) in segments:
             if not on_input:
                 y[start:stop].mul_(scale)

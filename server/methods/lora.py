@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
-from server.methods.base import MAX_RANK, Method, Segment, Site, add_product, matches
+from server.methods.base import MAX_RANK, Method, Segment, Site, matches
+from server.products import LowRank
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
+    from server.products import Products
 
 MAX_NUMBER = 1e6
 DOWN, UP = "lora_A.weight", "lora_B.weight"
@@ -24,15 +25,7 @@ DOWN, UP = "lora_A.weight", "lora_B.weight"
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-class LoraRow(NamedTuple):
-    """down [d_in, rank], up [rank, d_out]: transposed views of what is stored; scale is alpha / rank."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
-class Lora(Method[LoraRow]):
+class Lora(Method[LowRank]):
     """y += alpha / r * B A x; rsLoRA divides by sqrt(r) instead (Kalajdzievski 2023)."""
 
     name = "lora"
@@ -69,16 +62,14 @@ class Lora(Method[LoraRow]):
         rank = self._rank(config, site.name)
         return (rank, site.in_features) if role == DOWN else (site.out_features, rank)
 
-    def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> LoraRow:
+    def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> LowRank:
         rank = self._rank(config, site.name)
         alpha = self._number(config, "alpha_pattern", "lora_alpha", 8, site.name)
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        return LoraRow(tensors[DOWN].mT, tensors[UP].mT, scale)
+        return LowRank(tensors[DOWN].mT, tensors[UP].mT, scale)
 
-    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LoraRow]]) -> None:
-        for start, stop, (down, up, scale) in segments:
-            low = torch.mm(x[start:stop].to(down.dtype), down)  # [tokens, rank]
-            add_product(y[start:stop], low, up, scale)  # [tokens, d_out]
+    def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]], products: Products) -> None:
+        products.add_low_rank(x, y, segments)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig

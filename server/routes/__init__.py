@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from server.routes import adapters, classify, operate
+from server.routes import adapters, batch, classify, operate
 
-ROUTERS = (classify.router, adapters.router, operate.router)
+ROUTERS = (classify.router, batch.router, adapters.router, operate.router)

@@ -40,7 +40,10 @@ async def list_adapters(
     visit: InVisit, tag: Annotated[str | None, Query(description="Only those with this tag")] = None
 ) -> AdapterList:
     """All adapters you may use, those that were refused included."""
-    return AdapterList(adapters=[entry(record) for record in visit.desk.catalog.all(visit.caller.sees, tag)])
+    catalog = visit.desk.catalog
+    adapters = [entry(record) for record in catalog.all(visit.caller.sees, tag)]
+    trouble = catalog.trouble if visit.caller.tenant is None else None  # it names the folder or bucket
+    return AdapterList(adapters=adapters, trouble=_reason(trouble))
 
 
 @router.get("/v1/adapters/{adapter_id}", dependencies=READING, responses=problems(s404="No such adapter"))
@@ -56,7 +59,7 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     It is answered once the version is in memory and checked to its last byte. Until then, and if anything goes wrong,
     the id stands for what it stood for before.
     """
-    _check_new_id(adapter_id, visit)
+    check_new_id(adapter_id, visit)
     record = await run_in_threadpool(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
@@ -139,7 +142,7 @@ def _reason(refusal: Refusal | None) -> Reason | None:
     return Reason(code=refusal.code, reason=refusal.reason) if refusal is not None else None
 
 
-def _check_new_id(adapter_id: str, visit: Visit) -> None:
+def check_new_id(adapter_id: str, visit: Visit) -> None:
     if not ADAPTER_ID.fullmatch(adapter_id):
         raise InvalidInput(
             "adapter_id",

@@ -1,0 +1,419 @@
+"""Adapters come, change, and go while the server runs: over HTTP, from folders, after crashes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.base_model import BaseModel
+from server.residency import key_of
+from server.service import Service
+from server.settings import Settings
+from tests.seeded import make_adapter, peft_configs
+from tests.test_adapter_folder import add_manifest
+
+CONFIGS = ("lora-qv", "ia3-paper", "head")
+
+Start = Callable[..., AbstractContextManager[tuple[Service, TestClient]]]
+
+
+@pytest.fixture(scope="module")
+def made(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters to fetch: v0, v1, v2 of different methods and labels."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, config in enumerate(CONFIGS):
+        make_adapter(root / f"v{seed}", bert_base.folder, peft_configs("bert")[config], 3, seed=seed)
+        add_manifest(root / f"v{seed}", bert_base, labels=tuple(f"v{seed}-{label}" for label in "abc"))
+    return root
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    root = tmp_path / "served"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def start(served: Path, made: Path, bert_base: BaseModel) -> Start:
+    """Start a server over the folders; starting it again is a restart."""
+
+    @contextmanager
+    def start(**more: Any) -> Iterator[tuple[Service, TestClient]]:
+        settings = Settings(
+            adapters=served,
+            base=str(bert_base.folder),
+            device="cpu",
+            dtype="float32",
+            threads=1,
+            source_root=str(made),
+            look_s=0,
+            **more,
+        )
+        with Service(settings) as service, TestClient(create_app(service.desk, 100_000)) as client:
+            yield service, client
+
+    return start
+
+
+def put(client: TestClient, name: str, source: Path | None = None, status: int = 200, **more: Any) -> dict[str, Any]:
+    body = more | ({"source": f"file:{source}"} if source else {})
+    response = client.put(f"/v1/adapters/{name}", json=body)
+    assert response.status_code == status, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def alias(client: TestClient, name: str, status: int = 200, **body: Any) -> dict[str, Any]:
+    response = client.put(f"/v1/adapters/{name}/alias", json=body)
+    assert response.status_code == status, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def ask(client: TestClient, name: str, status: int = 200, key: str | None = None) -> dict[str, Any]:
+    headers = {"X-Routing-Key": key} if key is not None else {}
+    response = client.post("/v1/classify", json={"adapter_id": name, "inputs": "word1"}, headers=headers)
+    assert response.status_code == status, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def label_of(answer: dict[str, Any]) -> str:
+    return str(answer["predictions"][0]["label"])
+
+
+def test_a_put_adapter_is_served_at_once_and_a_second_put_takes_its_place(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        ask(client, "topics", status=404)
+        first = put(client, "topics", made / "v0")
+        assert first["status"] == "ready"
+        assert first["versions"][0]["source"] == f"file:{made / 'v0'}"
+        assert ask(client, "topics")["version"] == first["version"]
+        second = put(client, "topics", made / "v1")
+        assert [one["version"] for one in second["versions"]] == [first["version"], second["version"]]
+        answer = ask(client, "topics")
+        assert (answer["version"], answer["method"]) == (second["version"], "ia3")
+        assert label_of(answer).startswith("v1")
+        old = ask(client, f"topics@{first['version']}")
+        assert label_of(old).startswith("v0")
+        assert service.store.stats().num_resident == 2
+        assert "it has" in ask(client, "topics@000000000000", status=404)["detail"]
+
+
+def test_the_old_version_leaves_memory_once_nobody_uses_it(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        first = put(client, "topics", made / "v0")
+        held = service.store.acquire("topics", first["version"]).result()
+        put(client, "topics", made / "v1")
+        assert service.store.stats().num_resident == 2
+        service.store.release(held)
+        assert service.store.stats().num_resident == 1
+
+
+def test_what_cannot_be_served_leaves_everything_as_it_was(start: Start, made: Path, tmp_path: Path) -> None:
+    bad = made / "bad"
+    shutil.copytree(made / "v1", bad)
+    weights = bad / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)  # the digest no longer fits
+    try:
+        with start() as (service, client):
+            first = put(client, "topics", made / "v0")
+            problem = put(client, "topics", bad, status=422)
+            assert problem["code"] == "adapter_damaged"
+            assert "sha256" in problem["detail"]
+            put(client, "others", bad, status=422)
+            assert put(client, "topics", tmp_path, status=403)["code"] == "source_forbidden"
+            assert put(client, "topics", made / "nothing", status=422)["code"] == "source_not_found"
+            assert ask(client, "topics")["version"] == first["version"]
+            ask(client, "others", status=404)
+            kept = [path.name for path in (service.lifecycle._ledger._folder / "versions").glob("*/*")]
+            assert kept == [first["version"]]
+            assert not list(service.lifecycle._ledger._folder.glob("incoming*"))
+    finally:
+        shutil.rmtree(bad)
+
+
+def test_a_restart_finds_versions_aliases_tags_and_pins_again(start: Start, made: Path) -> None:
+    with start() as (_, client):
+        first = put(client, "topics", made / "v0", tags=["triage", "b", "b"], pinned=True)
+        second = put(client, "topics", made / "v1")
+        put(client, "others", made / "v2")
+        alias(client, "topics", versions=[{"version": first["version"], "weight": 3}, {"version": second["version"]}])
+        before = client.get("/v1/adapters").json()
+    with start() as (service, client):
+        assert client.get("/v1/adapters").json() == before
+        entry = client.get("/v1/adapters/topics").json()
+        assert entry["tags"] == ["b", "triage"]
+        assert entry["pinned"]
+        assert entry["alias"] == [
+            {"version": first["version"], "weight": 3},
+            {"version": second["version"], "weight": 1},
+        ]
+        assert service.store.stats().num_resident >= 2  # pinned: loaded without being asked for
+        assert [one["version"] for one in alias(client, "topics", rollback=True)["alias"]] == [second["version"]]
+
+
+def test_rollback_goes_back_step_by_step(start: Start, made: Path) -> None:
+    with start() as (_, client):
+        versions = [put(client, "topics", made / f"v{number}")["version"] for number in range(3)]
+        for wanted in (versions[1], versions[0]):
+            assert alias(client, "topics", rollback=True)["version"] == wanted
+            assert ask(client, "topics")["version"] == wanted
+        assert "nothing else" in alias(client, "topics", rollback=True, status=409)["detail"]
+        assert alias(client, "topics", version=versions[2])["version"] == versions[2]
+
+
+def test_a_split_follows_its_weights_and_a_key_keeps_its_side(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        old = put(client, "topics", made / "v0")["version"]
+        new = put(client, "topics", made / "v1", activate=False)["versions"][-1]["version"]
+        assert ask(client, "topics")["version"] == old
+        resolve = service.catalog.resolve
+        seen: dict[int, dict[str, str]] = {}
+        for share in (10, 50):
+            alias(
+                client,
+                "topics",
+                versions=[{"version": old, "weight": 100 - share}, {"version": new, "weight": share}],
+            )
+            seen[share] = {str(key): resolve("topics", routing_key=str(key)).version for key in range(2000)}
+            assert seen[share] == {key: resolve("topics", routing_key=key).version for key in seen[share]}
+            part = list(seen[share].values()).count(new) / 2000
+            assert abs(part - share / 100) < 0.04
+            random_part = [resolve("topics").version for _ in range(2000)].count(new) / 2000
+            assert abs(random_part - share / 100) < 0.05
+        moved_back = [key for key in seen[10] if seen[10][key] == new and seen[50][key] == old]
+        assert not moved_back  # who has the new version keeps it while its share grows
+        assert ask(client, "topics", key="1")["version"] == seen[50]["1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "version"),
+        ({"version": "000000000000"}, "version"),
+        ({"version": "0", "rollback": True}, "version"),
+        ({"versions": []}, "versions"),
+        ({"versions": [{"version": "0", "weight": 0}]}, "versions[0].weight"),
+        ({"versions": [{"version": "0", "weight": "1e999"}]}, "versions[0].weight"),
+        ({"rollback": False}, "rollback"),
+    ],
+)
+def test_a_wrong_alias_is_422_and_names_the_field(start: Start, made: Path, body: dict[str, Any], field: str) -> None:
+    with start() as (_, client):
+        put(client, "topics", made / "v0")
+        problem = alias(client, "topics", status=422, **body)
+        assert problem["errors"][0]["field"] == field
+
+
+def test_a_version_in_use_cannot_be_deleted_and_an_adapter_can(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        first, second = (put(client, "topics", made / f"v{number}")["version"] for number in range(2))
+        assert client.delete(f"/v1/adapters/topics@{second}").status_code == 409
+        assert client.delete(f"/v1/adapters/topics@{first}").status_code == 204
+        assert client.delete(f"/v1/adapters/topics@{first}").status_code == 404
+        assert [one["version"] for one in client.get("/v1/adapters/topics").json()["versions"]] == [second]
+        assert client.delete("/v1/adapters/topics").status_code == 204
+        ask(client, "topics", status=404)
+        assert service.store.stats().num_known == 0
+        assert not list((service.lifecycle._ledger._folder / "versions").glob("*"))
+    with start() as (_, client):
+        assert client.get("/v1/adapters").json()["adapters"] == []
+
+
+def test_only_so_many_old_versions_are_kept(start: Start, made: Path) -> None:
+    with start(keep_versions=1) as (_, client):
+        versions = [put(client, "topics", made / f"v{number}")["version"] for number in range(3)]
+        assert [one["version"] for one in client.get("/v1/adapters/topics").json()["versions"]] == versions[1:]
+
+
+def test_a_fan_out_asks_a_list_or_a_tag_and_tells_failures_apart(start: Start, made: Path) -> None:
+    with start() as (_, client):
+        for number in range(3):
+            put(client, f"a{number}", made / f"v{number}", tags=["triage"] if number else [])
+        body = {"adapters": ["a0", "nobody", "a2", "a0"], "inputs": ["word1", "word2 word3"], "output": "logits"}
+        results = client.post("/v1/classify/fanout", json=body).json()["results"]
+        assert [one["adapter_id"] for one in results] == ["a0", "nobody", "a2"]
+        assert results[1]["status"] == 404
+        for one in (results[0], results[2]):
+            alone = client.post(
+                f"/v1/adapters/{one['adapter_id']}/classify", json={"inputs": body["inputs"], "output": "logits"}
+            )
+            for mine, its in zip(one["predictions"], alone.json()["predictions"], strict=True):
+                assert mine["label"] == its["label"]
+                assert mine["score"] == pytest.approx(its["score"], abs=1e-5)
+        tagged = client.post("/v1/classify/fanout", json={"adapters": "tag:triage", "inputs": "word1"}).json()
+        assert [one["adapter_id"] for one in tagged["results"]] == ["a1", "a2"]
+        for adapters, status in (("tag:none", 404), ("a0", 422), ([], 422)):
+            assert client.post("/v1/classify/fanout", json={"adapters": adapters, "inputs": "x"}).status_code == status
+        many = {"adapters": [f"b{index}" for index in range(300)], "inputs": "word1"}
+        assert client.post("/v1/classify/fanout", json=many).json()["code"] == "too_many_inputs"
+        assert [one["adapter_id"] for one in client.get("/v1/adapters?tag=triage").json()["adapters"]] == ["a1", "a2"]
+
+
+def look(service: Service) -> None:
+    """Two looks: what is new is believed once it looks the same twice."""
+    service.follower.look()
+    service.follower.look()
+
+
+def status_of(client: TestClient, name: str) -> str:
+    return str(client.get(f"/v1/adapters/{name}").json().get("status"))
+
+
+def test_folders_that_come_change_and_go_are_followed(start: Start, made: Path, served: Path) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        first = ask(client, "one")["version"]
+        shutil.copytree(made / "v1", served / "two")
+        look(service)
+        assert ask(client, "two")["method"] == "ia3"
+        shutil.copytree(made / "v2", served / ".one")
+        shutil.rmtree(served / "one")
+        (served / ".one").rename(served / "one")
+        look(service)
+        second = ask(client, "one")
+        assert (second["method"], len(client.get("/v1/adapters/one").json()["versions"])) == ("head", 1)
+        assert second["version"] != first
+        shutil.rmtree(served / "two")
+        look(service)
+        ask(client, "two", status=404)
+        assert service.store.stats().num_known == 1
+        assert client.delete("/v1/adapters/one").status_code == 409
+
+
+def test_a_bad_change_is_told_and_the_old_version_goes_on(start: Start, made: Path, served: Path) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        first = ask(client, "one")["version"]
+        config = served / "one" / "adapter_config.json"
+        good = config.read_text()
+        config.write_text("{")
+        look(service)
+        entry = client.get("/v1/adapters/one").json()
+        assert entry["status"] == "update_failed"
+        assert "not JSON" in entry["refusal"]["reason"]
+        assert ask(client, "one")["version"] == first
+        assert 'adaptermux_adapters{status="update_failed"} 1.0' in client.get("/metrics").text
+        config.write_text(good)
+        look(service)
+        assert status_of(client, "one") == "ready"
+
+
+def test_a_folder_that_cannot_be_read_takes_nothing_away(start: Start, made: Path, served: Path) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        served.rename(served.with_name("away"))
+        look(service)
+        ask(client, "one")
+        listed = client.get("/v1/adapters").json()
+        assert "cannot be read" in listed["trouble"]["reason"]
+        served.with_name("away").rename(served)
+        look(service)
+        assert client.get("/v1/adapters").json()["trouble"] is None
+
+
+def test_an_id_may_have_a_folder_and_fetched_versions(start: Start, made: Path, served: Path) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        in_folder = ask(client, "one")["version"]
+        fetched = put(client, "one", made / "v1")["version"]
+        assert ask(client, "one")["version"] == fetched
+        look(service)
+        assert ask(client, "one")["version"] == fetched
+    with start() as (service, client):
+        assert ask(client, "one")["version"] == fetched
+        assert alias(client, "one", rollback=True)["version"] == in_folder
+        shutil.rmtree(served / "one")
+        look(service)
+        assert ask(client, "one")["version"] == fetched
+
+
+def test_a_version_that_turns_out_damaged_is_told_and_can_be_put_again(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        version = put(client, "topics", made / "v0")["version"]
+        place = service.lifecycle._ledger.folder_of("topics", version) / "adapter_model.safetensors"
+        good = place.read_bytes()
+        place.write_bytes(good[:-4] + b"\0\0\0\1")
+        service.store.retire(key_of("topics", version))
+        assert "sha256" in ask(client, "topics", status=409)["detail"]
+        assert status_of(client, "topics") == "failed"
+        put(client, "topics", made / "v0")
+        assert ask(client, "topics")["version"] == version
+        assert status_of(client, "topics") == "ready"
+
+
+def test_what_a_crash_left_behind_is_tidied_up(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        version = put(client, "topics", made / "v0")["version"]
+        state = service.lifecycle._ledger._folder
+    (state / "incoming-1").mkdir()
+    shutil.copytree(made / "v1", state / "versions" / "topics" / "111111111111")
+    shutil.rmtree(state / "versions" / "topics" / version)
+    with start() as (_, client):
+        entry = client.get("/v1/adapters/topics").json()
+        assert entry["status"] == "failed"
+        assert version in entry["refusal"]["reason"]
+        assert not list(state.glob("incoming*"))
+        assert not list(state.glob("versions/*"))
+
+
+def test_a_ledger_that_is_not_ours_stops_the_start(start: Start, served: Path) -> None:
+    (served / ".adaptermux").mkdir()
+    (served / ".adaptermux" / "ledger.json").write_text(json.dumps({"schema": 9}))
+    with pytest.raises(Exception, match="schema 9"), start():
+        pass
+
+
+def test_a_disk_that_is_full_changes_nothing(start: Start, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with start() as (_, client):
+        first = put(client, "topics", made / "v0")["version"]
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            assert "No space" in put(client, "topics", made / "v1", status=507)["detail"]
+            assert "No space" in put(client, "topics", tags=["x"], status=507)["detail"]
+            assert client.delete("/v1/adapters/topics").status_code == 507
+        assert ask(client, "topics")["version"] == first
+        assert client.get("/v1/adapters/topics").json()["tags"] == []
+
+
+def test_flips_under_load_lose_nothing_and_mix_nothing_up(start: Start, made: Path) -> None:
+    """Every answer is one version's labels and method throughout, and it is a version that the id stood for."""
+    with start() as (_, client):
+        versions = [put(client, "topics", made / f"v{number}")["version"] for number in range(3)]
+        expected = dict(zip(versions, (("v0-", "lora"), ("v1-", "ia3"), ("v2-", "head")), strict=True))
+        stop = threading.Event()
+
+        def flip() -> None:
+            for number in range(50):
+                alias(client, "topics", version=versions[number % 3])
+            stop.set()
+
+        def load() -> int:
+            num_answers = 0
+            while not stop.is_set():
+                answer = ask(client, "topics")
+                prefix, method = expected[answer["version"]]
+                assert all(score["label"].startswith(prefix) for score in answer["predictions"][0]["scores"])
+                assert answer["method"] == method
+                num_answers += 1
+            return num_answers
+
+        with ThreadPoolExecutor(9) as pool:
+            loading = [pool.submit(load) for _ in range(8)]
+            pool.submit(flip).result(60)
+            assert sum(one.result(60) for one in loading) > 50
