@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.base_model import BaseModel
 from server.callers import SCOPES
+from server.command import main
 from server.desk import Needs
 from server.errors import SettingsError
 from server.gate import Gate
@@ -309,6 +310,13 @@ def test_the_file_in_the_guide_is_read_as_it_stands(tmp_path: Path) -> None:
     path.write_text(guide.partition("```json\n")[2].partition("```")[0])
     path.chmod(0o600)
     assert len(Keys(path)) == 2
+
+
+def test_the_command_makes_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["make-key", "--id", "ci"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["scopes"] == ["classify"]
+    assert main(["make-key", "--id", "two words"]) == 2
+    assert "--id" in capsys.readouterr().err
 
 
 def test_every_made_key_is_another(capsys: pytest.CaptureFixture[str]) -> None:
