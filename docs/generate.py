@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from server import errors
 from server.description import describe
+from server.keys import FileContent, KeyEntry, TenantEntry
 from server.metrics import Metrics
 from server.routes import ROUTERS
 from server.settings import ENVIRONMENT_PREFIX, Settings, flag_of
@@ -38,7 +39,13 @@ def main() -> int:
 
 def refreshed(text: str) -> str:
     """The document with its generated parts as they should be."""
-    parts = {"settings": settings_table, "metrics": metrics_table, "errors": errors_table, "routes": routes_part}
+    parts = {
+        "settings": settings_table,
+        "metrics": metrics_table,
+        "errors": errors_table,
+        "key_file": key_file_table,
+        "routes": routes_part,
+    }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
 
@@ -158,6 +165,15 @@ def errors_table() -> str:
     rows = ["| code | status | class |", "|---|---|---|"]
     for kind in sorted(_subclasses(errors.RequestError, errors.ServiceError), key=lambda one: (one.status, one.code)):
         rows.append(f"| `{kind.code}` | {kind.status} | `{kind.__name__}` |")
+    return "\n".join(rows) + "\n"
+
+
+def key_file_table() -> str:
+    rows = ["| field | needed | meaning |", "|---|---|---|"]
+    for path, model in (("", FileContent), ("keys[].", KeyEntry), ("tenants.NAME.", TenantEntry)):
+        for name, field in model.model_fields.items():
+            needed = "yes" if field.is_required() else "no"
+            rows.append(f"| `{path}{field.alias or name}` | {needed} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 

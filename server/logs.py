@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from contextlib import suppress
+
+MOST_PLACES = 8
 
 
 def event(name: str, /, **fields: object) -> None:
@@ -13,3 +16,9 @@ def event(name: str, /, **fields: object) -> None:
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": name, **fields}
     with suppress(OSError, ValueError):  # full, broken, or closed
         print(json.dumps(record, ensure_ascii=False, default=str), file=sys.stderr, flush=True)
+
+
+def bug(name: str, error: Exception, /, **fields: object) -> None:
+    """Write an event of an error nobody meant to raise: its kind and place, not its message, which may hold a text."""
+    places = [f"{one.filename}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-MOST_PLACES:]]
+    event(name, error=type(error).__name__, places=places, **fields)

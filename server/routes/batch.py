@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ async def _answer(visit: Visit, line: _Line) -> bytes:
     except AdaptermuxError as error:
         ours = error
     except Exception as error:  # the other lines must be answered
-        logs.event("line_failed", trace=traceback.format_exception(error))
+        logs.bug("line_failed", error, request_id=visit.trail.request_id)
         ours = AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")
     return _failure(line.number, ours, request_id)
 
