@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +17,11 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.base_model import BaseModel
 from server.catalog import Record
-from server.errors import Conflict, StorageFailed
+from server.errors import Conflict, SourceUnreachable, StorageFailed
 from server.residency import key_of
 from server.service import Service
 from server.settings import Settings
+from server.watch import FolderRoot, Listing
 from tests.seeded import make_adapter, peft_configs
 from tests.test_adapter_folder import add_manifest
 
@@ -604,23 +604,27 @@ def test_a_folder_that_goes_while_the_disk_is_full_is_let_go_later_and_keeps_no_
         ask(client, "one", status=404)
 
 
-def test_a_root_that_is_away_at_the_start_flips_nothing(start: Start, made: Path, served: Path, tmp_path: Path) -> None:
+def test_a_root_that_is_away_at_the_start_flips_nothing(
+    start: Start, made: Path, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: FolderRoot) -> Listing:
+        raise SourceUnreachable("the folder cannot be read")
+
     shutil.copytree(made / "v0", served / "one")
-    state = tmp_path / "state"
-    with start(state=str(state)) as (_, client):
+    shutil.copytree(made / "v2", served / "two")
+    with start() as (_, client):
         in_folder = ask(client, "one")["version"]
-        put(client, "one", made / "v1", activate=False, tags=["x"])
-    served.chmod(0)
-    try:
-        if os.access(served, os.R_OK):
-            pytest.skip("this user may read everything")
-        with start(state=str(state)) as (_, client):
-            assert status_of(client, "one") == "failed"
-            served.chmod(0o755)
-    finally:
-        served.chmod(0o755)
-    with start(state=str(state)) as (_, client):
+        put(client, "one", made / "v1", activate=False)
+        put(client, "two", tags=["x"])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderRoot, "listing", away)
+        with start() as (_, client):
+            assert [status_of(client, name) for name in ("one", "two")] == ["failed", "failed"]
+            assert "cannot be read" in ask(client, "one", status=409)["detail"]
+            put(client, "others", made / "v2")  # the ledger is written
+    with start() as (_, client):
         assert ask(client, "one")["version"] == in_folder
+        assert client.get("/v1/adapters/two").json()["tags"] == ["x"]
 
 
 def test_what_fails_again_and_again_is_tried_less_and_less_often_and_told_of_once(
