@@ -547,8 +547,9 @@ def test_what_could_not_be_written_down_is_neither_pinned_nor_kept(
 
 def test_a_version_that_was_just_put_is_never_pruned(start: Start, made: Path) -> None:
     with start(keep_versions=0) as (_, client):
-        put(client, "topics", made / "v0")
+        first = put(client, "topics", made / "v0")["version"]
         new = put(client, "topics", made / "v1", activate=False)["versions"][-1]["version"]
+        assert new != first
         assert ask(client, f"topics@{new}")["version"] == new
 
 
