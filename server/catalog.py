@@ -60,7 +60,8 @@ class Record:
     versions: oldest first. alias: what the bare id means; empty while nothing of it can be served. previous: what it
     meant before, latest last. followed: the version that the adapters folder or bucket holds; seen: what its files
     looked like there when they were fetched.
-    refusal: why what lies there now is not served.
+    lost: versions that were fetched and cannot be read any more, or not by this server: their source, and when they
+    came. refusal: why what lies there now is not served.
     """
 
     adapter_id: str
@@ -72,6 +73,7 @@ class Record:
     followed: str | None = None
     seen: str | None = None
     refusal: Refusal | None = None
+    lost: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, TypeVar, TypeVarTuple
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Depends, Header, Request
 
 from server.callers import Caller, Scope
@@ -20,6 +22,10 @@ from server.trail import Trail
 
 MAX_TIMEOUT_MS = 600_000
 MAX_ROUTING_KEY = 256
+NUM_CHANGERS = 32
+
+Result = TypeVar("Result")
+Values = TypeVarTuple("Values")
 
 
 class Lifecycle(Protocol):
@@ -57,6 +63,11 @@ class Desk:
     quotas: Quotas
     base: BaseInfo
     max_inputs: int
+    changers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_CHANGERS))
+
+    async def change(self, work: Callable[[*Values], Result], *values: *Values) -> Result:
+        """Do something of the lifecycle, on threads of its own: a slow source keeps no text waiting."""
+        return await run_sync(work, *values, limiter=self.changers)
 
 
 @dataclass(frozen=True, slots=True)

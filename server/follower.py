@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ from server.lifecycle import Lifecycle
 from server.watch import Watch, open_root
 
 NUM_FETCHERS = 8
+MOST_LOOKS = 64
+"""Between two attempts at something that has failed again and again."""
 
 
 class Follower:
@@ -36,6 +38,8 @@ class Follower:
         if self._folder is not None and not self._folder.is_dir():
             raise SettingsError(f"--adapters: `{root}` is no folder")
         self._watch: Watch | None = None
+        self._num_looks = 0
+        self._later: dict[str, tuple[int, int]] = {}  # what failed: how often in a row, and the look that tries again
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adaptermux-follower", daemon=True)
 
@@ -46,12 +50,12 @@ class Follower:
             known = dict(self._root.listing())
         except AdaptermuxError as error:
             self._tell(error)
-        restored = {record.adapter_id: record.seen for record in self._catalog.all() if record.followed}
-        if known:
-            for adapter_id in restored.keys() - known.keys():
-                self._lifecycle.unfollow(adapter_id)
         self._watch = Watch(self._root, known)
-        self._follow({name: look for name, look in known.items() if restored.get(name) != _digest(look)})
+        restored = {one.adapter_id: one for one in self._catalog.all() if one.followed}
+        if known:
+            self._unfollow(restored.keys() - known.keys())
+        have = {name: one.seen for name, one in restored.items() if one.followed in one.versions}
+        self._follow({name: look for name, look in known.items() if have.get(name) != _digest(look)})
 
     def start(self) -> None:
         if self._every_s > 0:
@@ -65,10 +69,13 @@ class Follower:
     def look(self) -> None:
         """Do what has changed since the last look."""
         assert self._watch is not None, "begin comes first; this is a bug"
+        self._num_looks += 1
+        due = {name for name, (_, look) in self._later.items() if look <= self._num_looks}
+        for name in due:
+            self._watch.report_again(name)
         changes = self._watch.look()
         self._tell(changes.error)
-        for name in changes.gone:
-            self._lifecycle.unfollow(name)
+        self._unfollow({*changes.gone, *(name for name in due if not self._watch.has_reported(name))})
         self._follow({name: self._watch.seen(name) for name in (*changes.appeared, *changes.changed)})
 
     def _run(self) -> None:
@@ -78,24 +85,34 @@ class Follower:
             except Exception as error:  # a bug of ours: the adapters that are served go on
                 logs.event("look_failed", trace=traceback.format_exception(error))
 
-    def _follow(self, looks: dict[str, Look]) -> None:
+    def _unfollow(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._note(name, self._lifecycle.unfollow(name))
+
+    def _follow(self, looks: Mapping[str, Look]) -> None:
         if self._folder is not None:
-            self._again(name for name in looks if not self._lifecycle.follow(self._folder, name))
+            for name in looks:
+                self._note(name, self._stopping.is_set() or self._lifecycle.follow(self._folder, name))
         elif looks:
             began = time.monotonic()
             with ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="adaptermux-fetcher") as pool:
-                done = pool.map(self._fetch, looks.items())
-            self._again(name for name, was_done in zip(looks, done, strict=True) if not was_done)
+                for name, was_done in zip(looks, pool.map(self._fetch, looks.items()), strict=True):
+                    self._note(name, was_done)
             logs.event("adapters_fetched", num_adapters=len(looks), seconds=round(time.monotonic() - began, 3))
 
     def _fetch(self, item: tuple[str, Look]) -> bool:
         name, look = item
-        return self._lifecycle.follow_source(name, f"{self._text.rstrip('/')}/{name}", _digest(look))
+        source = f"{self._text.rstrip('/')}/{name}"
+        return self._stopping.is_set() or self._lifecycle.follow_source(name, source, _digest(look))
 
-    def _again(self, names: Iterable[str]) -> None:
-        for name in names:
-            if self._watch is not None:
-                self._watch.report_again(name)
+    def _note(self, name: str, was_done: bool) -> None:
+        """What failed is tried again after one look, then two, four and so on."""
+        num_failures = 0 if was_done else self._later.get(name, (0, 0))[0] + 1
+        if num_failures:
+            wait = min(2 ** (num_failures - 1), MOST_LOOKS)
+            self._later[name] = num_failures, self._num_looks + wait
+        else:
+            self._later.pop(name, None)
 
     def _tell(self, error: AdaptermuxError | None) -> None:
         before, self._catalog.trouble = self._catalog.trouble, Refusal(error.code, str(error)) if error else None

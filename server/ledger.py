@@ -5,15 +5,18 @@ The state folder holds `ledger.json` and `versions/ID/VERSION/`, the folders of 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
+from server import logs
 from server.catalog import Alias, Record, Target
 from server.errors import StorageFailed
 
@@ -21,6 +24,7 @@ SCHEMA = 1
 FILE_NAME = "ledger.json"
 VERSIONS = "versions"
 INCOMING = "incoming-"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +44,25 @@ class Kept:
 
 
 class Ledger:
-    """The state folder. Its caller holds a lock over every change."""
+    """The state folder. Its caller lets writes take turns, and the changes of one adapter."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._lock: TextIO | None = None
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
     def read(self) -> dict[str, Kept]:
-        """What was last written; raises StorageFailed for a file that is not ours."""
+        """What was last written; raises StorageFailed for a file that is not ours, or is another server's."""
         path = self._folder / FILE_NAME
         try:
+            if path.exists():
+                with suppress(OSError):  # a folder that cannot be written to
+                    self._take()
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["schema"] != SCHEMA:
                 raise ValueError(f"schema {record['schema']!r}, this version reads {SCHEMA}")
@@ -56,14 +70,17 @@ class Ledger:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.close()
             raise StorageFailed(f"`{path}` cannot be read: {error!r:.200}; move it away to begin anew") from error
 
     def write(self, records: Iterable[Record]) -> None:
         """Write everything down, at once and for good. Raises StorageFailed; then the old state stands."""
         adapters = {record.adapter_id: entry for record in records if (entry := entry_of(record)) is not None}
-        text = json.dumps({"schema": SCHEMA, "adapters": adapters}, indent=1, ensure_ascii=False)
+        text = json.dumps(
+            {"schema": SCHEMA, "adapters": adapters}, ensure_ascii=False
+        )  # indented, a write takes twice as long
         with _told("the change could not be written down"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._begin()
             draft = self._folder / f".{FILE_NAME}"
             with draft.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -71,6 +88,31 @@ class Ledger:
                 os.fsync(file.fileno())
             draft.replace(self._folder / FILE_NAME)
             _sync(self._folder)
+
+    def _begin(self) -> None:
+        """Before the first change: have a folder that nobody has written to since it was read."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._take()
+            if (self._folder / FILE_NAME).exists():
+                self.close()
+                self._lock = None
+                raise StorageFailed(
+                    f"`{self._folder}` was written to by another server; restart, or give each its own --state"
+                )
+
+    def _take(self) -> None:
+        lock = (self._folder / LOCK_NAME).open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise StorageFailed(
+                f"`{self._folder}` is in use by another server; stop that one, or give each its own --state"
+            ) from error
+        except OSError:  # a file system without locks
+            logs.event("state_not_locked", folder=str(self._folder))
+        self._lock = lock
 
     def folder_of(self, adapter_id: str, version: str) -> Path:
         """Where a version that was fetched lies."""
@@ -80,7 +122,7 @@ class Ledger:
     def incoming(self) -> Iterator[Path]:
         """A new folder to fetch into; what is left in it afterwards is deleted. Raises StorageFailed."""
         with _told("nothing can be fetched: the state folder cannot be written"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._begin()
             place = Path(tempfile.mkdtemp(prefix=INCOMING, dir=self._folder))
         try:
             yield place
@@ -88,14 +130,17 @@ class Ledger:
             shutil.rmtree(place, ignore_errors=True)
 
     def keep(self, fetched: Path, adapter_id: str, version: str) -> Path:
-        """Move a fetched folder to its place; one that is there already has the same content. Raises StorageFailed."""
+        """Move a fetched folder to its place. Raises StorageFailed.
+
+        What is there already has the same content, or is damaged: each file takes its place at once.
+        """
         place = self.folder_of(adapter_id, version)
         with _told(f"version `{version}` could not be kept"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():
-                shutil.rmtree(place)
-            fetched.rename(place)
-            _sync(place.parent)
+            place.mkdir(parents=True, exist_ok=True)
+            for file in fetched.iterdir():
+                file.replace(place / file.name)
+            for folder in (place, place.parent, place.parent.parent):
+                _sync(folder)
         return place
 
     def discard(self, adapter_id: str, version: str) -> None:
@@ -109,6 +154,8 @@ class Ledger:
 
     def tidy(self, kept: Mapping[str, Kept]) -> None:
         """Delete what no adapter has: the rest of fetches that a crash cut off."""
+        if self._lock is None:
+            return  # nothing was ever written here, or it is another server that begins to
         for place in self._folder.glob(f"{INCOMING}*"):
             shutil.rmtree(place, ignore_errors=True)
         for place in self._folder.glob(f"{VERSIONS}/*/*"):
@@ -121,7 +168,8 @@ def entry_of(record: Record | None) -> dict[str, object] | None:
     """What is written of a record; None if it holds nothing more than its folder says by itself."""
     if record is None:
         return None
-    fetched = {card.version: [card.source, card.created] for card in record.versions.values() if card.source}
+    cards = {card.version: [card.source, card.created] for card in record.versions.values() if card.source}
+    fetched = {version: list(one) for version, one in record.lost.items()} | cards
     if not (fetched or record.tags or record.is_pinned):
         return None
     return {

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from server import adapter_folder, logs, sources
+from server.adapter_files import WEIGHTS_FILE
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target, printable, refusal_of
@@ -27,6 +30,7 @@ from server.manifest import ADAPTER_ID
 from server.residency import key_of
 from server.sources import Limits
 from server.store import Store
+from server.weights_file import check_digest
 
 MOST_PREVIOUS = 20
 
@@ -34,9 +38,10 @@ MOST_PREVIOUS = 20
 class Lifecycle:
     """`server.desk.Lifecycle`: keeps store, catalog and ledger in step. Any thread may call it.
 
-    A lock is held over changes of what is known, never while something is fetched, read or loaded. A change is written
-    down before it is seen, and an id is given to a version only once its weights are in memory and checked: whatever
-    goes wrong, the id stands for what it stood for.
+    What is fetched is fetched side by side; then the changes of one id take turns, and only they wait for a version to
+    be loaded. A lock is held over changes of what is known, never while something is fetched, read or loaded. A change
+    is written down before it is seen, and an id is given to a version only once its weights are in memory and checked:
+    whatever goes wrong, the id stands for what it stood for.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Lifecycle:
         self._base, self._store, self._catalog, self._ledger = base, store, catalog, ledger
         self._source_roots, self._keep_versions = source_roots, keep_versions
         self._lock = threading.RLock()
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # taken before the lock
 
     # -- what callers ask --
 
@@ -64,60 +70,54 @@ class Lifecycle:
         activate: bool = True,
     ) -> Record:
         if source is None:
-            with self._lock:
+            with self._turn(adapter_id), self._lock:
                 return self._change(self._known(adapter_id), tags=tags, is_pinned=is_pinned)
-        card = self._bring(adapter_id, source, self._source_roots)
-        with self._lock:
+
+        def take(card: AdapterCard) -> Record:
             record = self._catalog.get(adapter_id) or Record(adapter_id)
-            versions = {**record.versions, card.version: card}
             alias = (Target(card.version),) if activate or not record.alias else record.alias
             refusal = None if activate else record.refusal
-            record = self._change(replace(record, versions=versions, refusal=refusal), alias, tags, is_pinned)
+            record = self._change(replace(_with(record, card), refusal=refusal), alias, tags, is_pinned)
             logs.event("adapter_put", adapter_id=adapter_id, version=card.version, source=card.source)
-            return self._prune(record)
+            return record
+
+        return self._bring(adapter_id, source, self._source_roots, take)
 
     def remove(self, reference: str) -> None:
-        adapter_id, _, version = reference.partition("@")
-        with self._lock:
+        adapter_id, at, version = reference.partition("@")
+        with self._turn(adapter_id), self._lock:
             record = self._known(adapter_id)
-            if version and version not in record.versions:
+            if at and version not in record.versions and version not in record.lost:
                 raise AdapterNotFound(f"adapter `{adapter_id}` has no version {version[:64]!a}")
-            if version and any(target.version == version for target in record.alias):
+            if at and any(target.version == version for target in record.alias):
                 raise Conflict(f"`{adapter_id}` stands for version `{version}`; let it stand for another one first")
             if record.followed in record.versions and version in ("", record.followed):
                 raise Conflict(f"`{reference}` lies in the folder or bucket that is served; remove it there")
-            gone = [version] if version else list(record.versions)
-            left = {name: card for name, card in record.versions.items() if name not in gone}
-            self._save(replace(record, versions=left) if left else None, adapter_id)
-            self._drop(record, gone)
+            gone = [version] if at else [*record.versions, *record.lost]
+            left = _without(replace(record, refusal=None) if version in record.lost else record, gone)
+            self._change(left if left.versions or left.lost else Record(adapter_id))
             logs.event("adapter_removed", adapter_id=adapter_id, versions=gone)
 
     def set_alias(self, adapter_id: str, alias: Alias) -> Record:
-        self._check_alias(self._known(adapter_id), alias)
-        for target in alias:
-            self._load(adapter_id, target.version)
-        with self._lock:
-            record = self._known(adapter_id)
-            self._check_alias(record, alias)  # again: time has passed
-            record = self._change(record, alias)
-            logs.event("alias_set", adapter_id=adapter_id, alias={one.version: one.weight for one in alias})
-            return record
+        with self._turn(adapter_id):
+            record = self._flip(adapter_id, alias)
+        logs.event("alias_set", adapter_id=adapter_id, alias={one.version: one.weight for one in alias})
+        return record
 
     def rollback(self, adapter_id: str) -> Record:
-        record = self._known(adapter_id)
-        usable = [alias for alias in record.previous if all(one.version in record.versions for one in alias)]
-        if not usable:
-            raise Conflict(f"`{adapter_id}` has stood for nothing else that is still there")
-        alias = usable[-1]
-        for target in alias:
-            self._load(adapter_id, target.version)
-        with self._lock:
+        with self._turn(adapter_id):
             record = self._known(adapter_id)
-            self._check_alias(record, alias)
-            rest = record.previous[: max(index for index, one in enumerate(record.previous) if one == alias)]
-            record = self._change(record, alias, previous=rest)
-            logs.event("alias_rolled_back", adapter_id=adapter_id, alias={one.version: one.weight for one in alias})
-            return record
+            usable = [index for index, alias in enumerate(record.previous) if _can_stand_for(record, alias)]
+            if not usable:
+                raise Conflict(f"`{adapter_id}` has stood for nothing else that is still there")
+            alias = record.previous[usable[-1]]
+            record = self._flip(adapter_id, alias, record.previous[: usable[-1]])
+        logs.event("alias_rolled_back", adapter_id=adapter_id, alias={one.version: one.weight for one in alias})
+        return record
+
+    def close(self) -> None:
+        """Change nothing more."""
+        self._ledger.close()
 
     # -- what lies in the folder that is served --
 
@@ -133,51 +133,62 @@ class Lifecycle:
 
         What is refused is listed with the reason. Returns False where it is worth trying again later.
         """
-        return self._followed(name, lambda: self._take(root, name))
+        return self._tried(name, lambda: self._take(root, name))
 
     def follow_source(self, name: str, source: str, seen: str) -> bool:
         """The same for what lies in a bucket: it is fetched. seen: what it looked like there."""
-        return self._followed(name, lambda: self._bring(name, source, [source]), seen)
+        return self._tried(
+            name, lambda: self._bring(name, source, [source], lambda card: self._take_over(name, card, seen))
+        )
 
-    def _followed(self, name: str, bring: Callable[[], AdapterCard], seen: str | None = None) -> bool:
+    def unfollow(self, name: str) -> bool:
+        """What lay in the folder or bucket is gone. Returns False where it is worth trying again later."""
+        return self._tried(name, lambda: self._let_go(printable(name)))
+
+    def _tried(self, name: str, work: Callable[[], object]) -> bool:
         try:
-            card = bring()
-            with self._lock:
-                before = self._catalog.get(name) or Record(name)
-                self._prune(self._change(replace(_taking_over(before, card), seen=seen)))
-                self._drop(before, [one for one in before.versions if one not in self._known(name).versions])
+            work()
         except Exception as error:  # one folder must never stop the others, whatever it holds
             if not isinstance(error, AdaptermuxError):
                 logs.event("follow_failed", trace=traceback.format_exception(error))
             self._refuse(name, refusal_of(error))
             return not isinstance(error, ServiceError)
-        if card.warnings:
-            logs.event("adapter_has_warnings", adapter_id=name, warnings=card.warnings)
         return True
 
-    def _take(self, root: Path, name: str) -> AdapterCard:
+    def _take(self, root: Path, name: str) -> None:
         """Register a folder where it lies. Where something is served in its place, load it before it takes over."""
         folder = adapter_folder.read(root, name, self._base)
-        self._register(folder)
-        if (known := self._catalog.get(name)) is not None and known.alias:
-            self._load(name, folder.version)
-        return _card(folder, None)
+        with self._turn(name), self._forgetting(name, folder.version):
+            record = self._catalog.get(name) or Record(name)
+            card = record.versions.get(folder.version)
+            if card is None or not card.source or card.refusal is not None:  # else it is served from our own copy
+                self._register(folder)
+                card = _card(folder, None)
+            if record.alias:
+                self._load(name, folder.version)
+            self._take_over(name, card, None)
 
-    def unfollow(self, name: str) -> None:
-        """What lay in the folder is gone."""
-        name = printable(name)
+    def _take_over(self, name: str, card: AdapterCard, seen: str | None) -> Record:
         with self._lock:
+            before = self._catalog.get(name) or Record(name)
+            record = self._change(replace(_taking_over(before, card), seen=seen))
+        if card.warnings:
+            logs.event("adapter_has_warnings", adapter_id=name, warnings=card.warnings)
+        return record
+
+    def _let_go(self, name: str) -> None:
+        with self._turn(name), self._lock:
             record = self._catalog.get(name)
             if record is None:
                 return
-            gone = [version for version in record.versions if version == record.followed]
-            versions = {version: card for version, card in record.versions.items() if version not in gone}
-            alias = tuple(target for target in record.alias if target.version in versions)
-            if not alias and versions:
-                alias = (Target(list(versions)[-1]),)
-            left = replace(record, versions=versions, alias=alias, followed=None, refusal=None)
-            self._save(left if versions else None, name)
-            self._drop(record, gone)
+            left = replace(record, followed=None, seen=None, refusal=None)
+            card = record.versions.get(record.followed or "")
+            if record.followed is not None and not (card and _is_put(card, record)):
+                left = _without(left, [record.followed])
+            alias = tuple(target for target in record.alias if target.version in left.versions)
+            if not alias and left.versions:
+                alias = (Target(_newest(left)),)
+            self._change(replace(left, alias=alias) if left.versions or left.lost else Record(name))
         logs.event("adapter_gone", adapter_id=name)
 
     def on_damaged(self, folder: AdapterFolder, error: AdapterRefused) -> None:
@@ -192,33 +203,35 @@ class Lifecycle:
 
     # -- parts --
 
-    def _bring(self, adapter_id: str, source: str, allowed: Sequence[str]) -> AdapterCard:
-        """Fetch a version, check it to its last byte and load it."""
+    def _turn(self, adapter_id: str) -> threading.Lock:
+        """Held while what an id has is changed."""
+        with self._lock:
+            return self._turns.setdefault(adapter_id, threading.Lock())
+
+    def _bring(
+        self, adapter_id: str, source: str, allowed: Sequence[str], take: Callable[[AdapterCard], Record]
+    ) -> Record:
+        """Fetch a version, check it to its last byte and load it; `take` then gives it its place."""
         if not ADAPTER_ID.fullmatch(adapter_id):
             raise PathEscape(f"{adapter_id[:80]!a} is no name for an adapter")
         wanted = sources.parse(source, allowed)
         with self._ledger.incoming() as place:
             source = wanted.fetch(place / adapter_id, Limits()).source
-            version = adapter_folder.read(place, adapter_id, self._base).version
-            with self._lock:
-                kept = self._ledger.keep(place / adapter_id, adapter_id, version)
-                folder = self._read_kept(kept, adapter_id)
+            arrived = adapter_folder.read(place, adapter_id, self._base)
+            check_digest(arrived.weights, arrived.manifest.weights_sha256)  # before it takes the place of a good one
+            with self._turn(adapter_id), self._forgetting(adapter_id, arrived.version):
+                kept = self._ledger.keep(place / adapter_id, adapter_id, arrived.version)
+                folder = replace(arrived, weights=replace(arrived.weights, path=kept / WEIGHTS_FILE))
                 self._register(folder)
-        try:
-            self._load(adapter_id, version)
-        except AdaptermuxError:
-            self._forget_if_unused(adapter_id, version)
-            raise
-        return _card(folder, source)
-
-    def _read_kept(self, place: Path, adapter_id: str) -> AdapterFolder:
-        return replace(adapter_folder.read(place.parent, place.name, self._base), adapter_id=adapter_id)
+                self._load(adapter_id, folder.version)
+                with self._lock:
+                    return take(_card(folder, source))
 
     def _register(self, folder: AdapterFolder) -> None:
         """Make a version known to the store, anew if what it knows turned out to be damaged."""
         record = self._catalog.get(folder.adapter_id)
         known = record.versions.get(folder.version) if record is not None else None
-        if known is None or known.refusal is not None:
+        if known is None or known.refusal is not None or known.num_bytes != folder.weights.num_bytes:
             self._store.unregister(key_of(folder.adapter_id, folder.version))
         self._store.register(folder)
 
@@ -226,26 +239,43 @@ class Lifecycle:
         """Bring a version into memory, or raise what stands against it."""
         self._store.release(self._store.acquire(adapter_id, version).result())
 
-    def _forget_if_unused(self, adapter_id: str, version: str) -> None:
-        with self._lock:
+    @contextmanager
+    def _forgetting(self, adapter_id: str, version: str) -> Iterator[None]:
+        """Forget a version that came to nothing, unless the id has had it before."""
+        try:
+            yield
+        except BaseException:
             record = self._catalog.get(adapter_id)
             if record is None or version not in record.versions:
                 self._store.unregister(key_of(adapter_id, version))
-                self._ledger.discard(adapter_id, version)
+                if record is None or version not in record.lost:
+                    self._ledger.discard(adapter_id, version)
+            raise
+
+    def _flip(self, adapter_id: str, alias: Alias, previous: tuple[Alias, ...] | None = None) -> Record:
+        self._check_alias(self._known(adapter_id), alias)
+        for target in alias:
+            self._load(adapter_id, target.version)
+        with self._lock:
+            return self._change(self._known(adapter_id), alias, previous=previous)
 
     def _restored(self, adapter_id: str, kept: Kept) -> Record:
         versions: dict[str, AdapterCard] = {}
+        lost: dict[str, tuple[str, str]] = {}
         refusal: Refusal | None = None
         for version, (source, created) in kept.versions.items():
             try:
-                folder = self._read_kept(self._ledger.folder_of(adapter_id, version), adapter_id)
+                place = self._ledger.folder_of(adapter_id, version)
+                folder = replace(adapter_folder.read(place.parent, version, self._base), adapter_id=adapter_id)
                 if folder.version != version:
                     raise Conflict(f"its folder holds version `{folder.version}`")
                 self._register(folder)
                 versions[version] = replace(_card(folder, source), created=created)
-            except AdaptermuxError as error:
-                refusal = Refusal(error.code, f"version `{version}` is lost: {error}")
-                logs.event("adapter_refused", adapter_id=adapter_id, code=error.code, reason=refusal.reason)
+            except Exception as error:  # one version must never stop the others
+                lost[version] = source, created
+                found = refusal_of(error)
+                refusal = Refusal(found.code, f"version `{version}` is lost: {found.reason}")
+                logs.event("adapter_refused", adapter_id=adapter_id, code=refusal.code, reason=refusal.reason)
         return Record(
             adapter_id,
             versions,
@@ -256,21 +286,33 @@ class Lifecycle:
             followed=kept.followed,
             seen=kept.seen,
             refusal=refusal,
+            lost=lost,
         )
 
     def settle(self) -> None:
         """After `restore` and the first look at the folder: let every id stand for something that is there."""
         with self._lock:
             for record in self._catalog.all():
-                alias = tuple(target for target in record.alias if target.version in record.versions)
-                if not alias and record.versions:
-                    alias = (Target(record.followed or list(record.versions)[-1]),)
-                if not record.versions and record.refusal is None:
+                settled = self._settled(record)
+                if settled.versions or settled.refusal is not None:
+                    self._catalog.put(settled)
+                    if settled.is_pinned:
+                        self._pin(settled, Record(record.adapter_id))
+                else:
                     self._catalog.remove(record.adapter_id)  # only tags were kept of it
-                elif alias != record.alias:
-                    self._catalog.put(replace(record, alias=alias))
-                if record.is_pinned:
-                    self._pin(replace(record, alias=alias), Record(record.adapter_id))
+
+    def _settled(self, record: Record) -> Record:
+        alias = tuple(target for target in record.alias if target.version in record.versions)
+        trouble = self._catalog.trouble
+        if trouble is not None and not (alias or record.lost) and (record.alias or not record.versions):
+            return replace(record, alias=(), refusal=trouble)  # what it stood for will be there again
+        if alias == record.alias and (alias or not record.versions):
+            return record
+        previous = (*record.previous, record.alias)[-MOST_PREVIOUS:] if record.alias else record.previous
+        if not alias and record.versions:
+            usable = [one for one in record.previous if _can_stand_for(record, one)]
+            alias = usable[-1] if usable else (Target(_newest(record)),)
+        return replace(record, alias=alias, previous=previous)
 
     def _known(self, adapter_id: str) -> Record:
         """Without near names: who asks may not know of all."""
@@ -297,35 +339,48 @@ class Lifecycle:
         is_pinned: bool | None = None,
         previous: tuple[Alias, ...] | None = None,
     ) -> Record:
-        """Write a changed record down and let it be seen; versions that no id stands for leave memory."""
-        before = self._catalog.get(record.adapter_id) or Record(record.adapter_id)
+        """Write a changed record down and let it be seen; what it has no more is forgotten.
+
+        Versions that the id stood for, and does no more, leave memory.
+        """
+        adapter_id = record.adapter_id
+        before = self._catalog.get(adapter_id) or Record(adapter_id)
         alias = record.alias if alias is None else alias
         if previous is None:
             is_flip = before.alias and alias != before.alias
             previous = (*record.previous, before.alias)[-MOST_PREVIOUS:] if is_flip else record.previous
-        record = replace(
-            record,
-            alias=alias,
-            previous=previous,
-            tags=record.tags if tags is None else tuple(sorted(set(tags))),
-            is_pinned=record.is_pinned if is_pinned is None else is_pinned,
+        record = self._pruned(
+            replace(
+                record,
+                alias=alias,
+                previous=previous,
+                tags=record.tags if tags is None else tuple(sorted(set(tags))),
+                is_pinned=record.is_pinned if is_pinned is None else is_pinned,
+            )
         )
-        self._pin(record, before)
-        self._save(record, record.adapter_id)
+        pinned = self._pin(record, before)
+        try:
+            self._save(record)
+        except BaseException:
+            for version in pinned:
+                self._store.unpin(key_of(adapter_id, version))
+            raise
         served = {target.version for target in record.alias}
         for version in served:
-            self._store.prefetch(key_of(record.adapter_id, version))  # and it is not retired any more
+            self._store.prefetch(key_of(adapter_id, version))  # and it is not retired any more
         for target in before.alias:
+            if target.version not in served or not record.is_pinned:
+                self._store.unpin(key_of(adapter_id, target.version))
             if target.version not in served:
-                self._store.unpin(key_of(record.adapter_id, target.version))
-                self._store.retire(key_of(record.adapter_id, target.version))
-        if before.is_pinned and not record.is_pinned:
-            for version in served:
-                self._store.unpin(key_of(record.adapter_id, version))
+                self._store.retire(key_of(adapter_id, target.version))
+        for version in {**before.versions, **before.lost}.keys() - {**record.versions, **record.lost}.keys():
+            self._store.unregister(key_of(adapter_id, version))
+            if version in before.lost or before.versions[version].source:
+                self._ledger.discard(adapter_id, version)
         return record
 
-    def _pin(self, record: Record, before: Record) -> None:
-        """Pin what a pinned record stands for; raises LoadFailed, and then pins nothing."""
+    def _pin(self, record: Record, before: Record) -> list[str]:
+        """Pin what a pinned record stands for, and return what was not before; raises LoadFailed with nothing done."""
         held = {target.version for target in before.alias} if before.is_pinned else set()
         wanted = {target.version for target in record.alias} if record.is_pinned else set()
         pinned: list[str] = []
@@ -337,36 +392,29 @@ class Lifecycle:
             for version in pinned:
                 self._store.unpin(key_of(record.adapter_id, version))
             raise
+        return pinned
 
-    def _save(self, record: Record | None, adapter_id: str) -> None:
-        """Write down a record in place of the one that was, None for nothing, then let it be seen."""
+    def _save(self, record: Record) -> None:
+        """Write down a record in place of the one that was, then let it be seen; one that holds nothing is removed."""
+        adapter_id = record.adapter_id
         if entry_of(record) != entry_of(self._catalog.get(adapter_id)):
             others = (one for one in self._catalog.all() if one.adapter_id != adapter_id)
-            self._ledger.write([*others, *([record] if record is not None else [])])
-        if record is None:
-            self._catalog.remove(adapter_id)
-        else:
+            self._ledger.write([*others, record])
+        if record.versions or record.lost or record.refusal is not None:
             self._catalog.put(record)
+        else:
+            self._catalog.remove(adapter_id)
 
-    def _prune(self, record: Record) -> Record:
-        """Forget the oldest versions that were fetched, beyond those that are kept for a rollback."""
-        in_use = {target.version for target in record.alias} | {record.followed}
+    def _pruned(self, record: Record) -> Record:
+        """Without the fetched versions that are the least likely to be wanted again, beyond those that are kept.
+
+        The newest is always kept; of the others go those first that the id has not stood for, or not for longest.
+        """
+        in_use = {target.version for target in record.alias} | {record.followed, *list(record.versions)[-1:]}
         fetched = [card.version for card in record.versions.values() if card.source and card.version not in in_use]
-        gone = fetched[: max(0, len(fetched) - self._keep_versions)]
-        if not gone:
-            return record
-        left = {version: card for version, card in record.versions.items() if version not in gone}
-        pruned = replace(record, versions=left)
-        self._save(pruned, record.adapter_id)
-        self._drop(record, gone)
-        return pruned
-
-    def _drop(self, record: Record, versions: Sequence[str]) -> None:
-        """Let the store forget versions, and delete those that were fetched."""
-        for version in versions:
-            self._store.unregister(key_of(record.adapter_id, version))
-            if (card := record.versions.get(version)) is not None and card.source:
-                self._ledger.discard(record.adapter_id, version)
+        last_used = {target.version: index for index, alias in enumerate(record.previous) for target in alias}
+        old = [*record.lost, *sorted(fetched, key=lambda version: last_used.get(version, -1))]
+        return _without(record, old[: max(0, len(old) - self._keep_versions)])
 
     def _refuse(self, name: str, refusal: Refusal) -> None:
         """List why what lies in the folder is not served; what was served before still is, as far as it is there."""
@@ -374,19 +422,48 @@ class Lifecycle:
         with self._lock:
             record = self._catalog.get(name) or Record(name)
             self._catalog.put(replace(record, refusal=refusal))
-        logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
+        if refusal != record.refusal:  # what is tried again and again is told of once
+            logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
+
+
+def _with(record: Record, card: AdapterCard) -> Record:
+    """With a version as its newest."""
+    others = _without(record, [card.version])
+    return replace(others, versions={**others.versions, card.version: card})
+
+
+def _without(record: Record, gone: Iterable[str]) -> Record:
+    return replace(
+        record,
+        versions={version: card for version, card in record.versions.items() if version not in gone},
+        lost={version: one for version, one in record.lost.items() if version not in gone},
+    )
+
+
+def _newest(record: Record) -> str:
+    return list(record.versions)[-1]
+
+
+def _can_stand_for(record: Record, alias: Alias) -> bool:
+    """Whether an id can stand for it, and does not yet."""
+    return alias != record.alias and all(target.version in record.versions for target in alias)
+
+
+def _is_put(card: AdapterCard, record: Record) -> bool:
+    """Whether a version was fetched by itself, beside what is followed: from a bucket, `seen` would say what was."""
+    return bool(card.source) and record.seen is None
 
 
 def _taking_over(record: Record, card: AdapterCard) -> Record:
     """A record in which the folder's version is a new one; an id that stood for the old one alone goes along."""
-    versions: Mapping[str, AdapterCard] = {
-        version: one for version, one in record.versions.items() if version != record.followed or one.source
-    }
+    if record.followed is not None and (old := record.versions.get(record.followed)) is not None and not old.source:
+        record = _without(record, [record.followed])
+    versions = _with(record, card).versions
     goes_along = all(target.version == record.followed for target in record.alias)
-    versions = {**versions, card.version: card}
     alias = (Target(card.version),) if goes_along else record.alias
     alias = tuple(target for target in alias if target.version in versions) or (Target(card.version),)
-    return replace(record, versions=versions, alias=alias, followed=card.version, refusal=None)
+    lost = {version: one for version, one in record.lost.items() if version != card.version}
+    return replace(record, versions=versions, lost=lost, alias=alias, followed=card.version, refusal=None)
 
 
 def _card(folder: AdapterFolder, source: str | None) -> AdapterCard:

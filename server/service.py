@@ -99,6 +99,7 @@ class Service:
         self.follower.close()
         self.engine.close()
         self.store.close()
+        self.lifecycle.close()
 
     def _register_adapters(self) -> None:
         """Make what was fetched before, and what lies in the folder, known. What is refused stops nothing else."""

@@ -67,7 +67,10 @@ class Store:
         self._closed = False
 
     def register(self, folder: AdapterFolder) -> str:
-        """Make a version known; its weights stay on disk until it is acquired. Returns its key. Raises LoadFailed."""
+        """Make a version known; its weights stay on disk until it is acquired. Returns its key. Raises LoadFailed.
+
+        One that is known already is read from this folder from now on.
+        """
         key, num_bytes = key_of(folder.adapter_id, folder.version), folder.weights.num_bytes
         with self._lock:
             room = self._device_bytes - self._pinned_bytes
@@ -75,9 +78,11 @@ class Store:
                 raise LoadFailed(
                     f"adapter `{key}` has {num_bytes} bytes, adapters may have {room}; see --adapter-bytes"
                 )
-            if key not in self._entries:
+            if (entry := self._entries.get(key)) is None:
                 self._entries[key] = _Entry(key, folder)
                 self._known_bytes += num_bytes
+            elif entry.num_bytes == num_bytes:
+                entry.folder = folder
         return key
 
     def unregister(self, key: str) -> None:
@@ -267,7 +272,7 @@ class Store:
         """Take an unused adapter out of memory, and queue it again if somebody has asked for it meanwhile."""
         assert entry.adapter is not None, "only what is in memory can leave it; this is a bug"
         del self._idle[entry.adapter]
-        if entry.is_retired:
+        if entry.is_retired or entry.is_forgotten:
             self._host.drop(entry.key)  # where it was put if it was being loaded meanwhile
         entry.adapter, entry.state, entry.is_retired = None, _State.ABSENT, False
         self._used_bytes -= entry.num_bytes

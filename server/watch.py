@@ -118,6 +118,10 @@ class Watch:
         """What an adapter that was reported looked like."""
         return self._reported.get(name) or {}
 
+    def has_reported(self, name: str) -> bool:
+        """Whether an adapter that was reported is still there."""
+        return name in self._reported
+
     def report_again(self, name: str) -> None:
         """Report an adapter once more, as changed: what was done about it came to nothing."""
         if name in self._reported:

@@ -90,6 +90,13 @@ def sha256_of(path: Path) -> str:
         raise AdapterDamaged(f"`{path.name}` cannot be read: {error.strerror}") from error
 
 
+def check_digest(weights: WeightsFile, sha256: str) -> None:
+    """Raises AdapterDamaged unless a file is the one that was to be."""
+    found = sha256_of(weights.path)
+    if found != sha256:
+        raise AdapterDamaged(_other_digest(weights.path, found, sha256))
+
+
 def read_block(weights: WeightsFile, sha256: str) -> Tensor:
     """The weights of a whole file as it was when its digest was taken: uint8 [bytes], finite.
 
@@ -107,11 +114,15 @@ def read_block(weights: WeightsFile, sha256: str) -> Tensor:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise AdapterDamaged(f"`{name}` is gone: {error.strerror}") from error
     if digest.hexdigest() != sha256:
-        raise AdapterDamaged(f"`{name}` has sha256 {digest.hexdigest()[:12]}, it was to be {sha256[:12]}")
+        raise AdapterDamaged(_other_digest(weights.path, digest.hexdigest(), sha256))
     if not bool(torch.isfinite(_as_one(block, weights)).all()):
         key = next(key for key, spec in weights.specs.items() if not bool(torch.isfinite(spec.view(block)).all()))
         raise AdapterDamaged(f"tensor `{key}` holds values that are not finite")
     return block
+
+
+def _other_digest(path: Path, found: str, wanted: str) -> str:
+    return f"`{path.name}` has sha256 {found[:12]}, it was to be {wanted[:12]}"
 
 
 def _parse(header: bytes, name: str) -> tuple[Mapping[str, TensorSpec], int]:

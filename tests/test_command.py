@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -11,7 +12,9 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from server.base_model import BaseModel
 from tests.seeded import make_adapter, peft_configs
 
 LIMIT_S = 60
+REQUESTS = 'adaptermux_requests_total{adapter="topics",code="ok"}'
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +33,13 @@ def adapters(bert_base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
-@pytest.fixture
-def server(adapters: Path, bert_base: BaseModel) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its address, read from its own log."""
-    arguments = ["--adapters", adapters, "--base", bert_base.folder, "--port", "0", "--dtype", "float32"]
+@contextmanager
+def running(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[dict[str, Any]]]]:
+    """A server that has started, and what it logged until then; it is killed in the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "server", "--port", "0", "--dtype", "float32", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     events = []
@@ -42,11 +47,20 @@ def server(adapters: Path, bert_base: BaseModel) -> Iterator[tuple[subprocess.Po
         events.append(json.loads(line))
         if events[-1]["event"] == "server_started":
             break
-    assert [event["num_adapters"] for event in events if event["event"] == "adapters_loaded"] == [2]
-    yield process, events[-1]["url"]
-    process.kill()
-    process.wait(LIMIT_S)
-    process.stderr.close()
+    try:
+        yield process, events
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
+        process.stderr.close()
+
+
+@pytest.fixture
+def server(adapters: Path, bert_base: BaseModel) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its address, read from its own log."""
+    with running("--adapters", adapters, "--base", bert_base.folder) as (process, events):
+        assert [event["num_adapters"] for event in events if event["event"] == "adapters_loaded"] == [2]
+        yield process, events[-1]["url"]
 
 
 def test_it_answers_and_sigterm_ends_it_with_0(server: tuple[subprocess.Popen[str], str]) -> None:
@@ -93,6 +107,54 @@ def test_the_texts_of_a_client_that_leaves_are_dropped(server: tuple[subprocess.
     _until(lambda: _metric(url, 'adaptermux_requests_total{adapter="one",code="client_left"}') == 1)
     _until(lambda: _metric(url, "adaptermux_waiting_texts") == 0)
     assert _metric(url, "adaptermux_batch_texts_sum") < len(texts)
+
+
+def test_a_server_that_is_killed_finds_its_versions_and_aliases_again(
+    adapters: Path, bert_base: BaseModel, tmp_path: Path
+) -> None:
+    """Killed while texts are classified and other versions are put and deleted, wherever that is just then."""
+    (tmp_path / "served").mkdir()
+    arguments = ["--adapters", tmp_path / "served", "--base", bert_base.folder, "--source-root", adapters]
+    before: dict[str, Any] = {}
+    for number in range(3):
+        with running(*arguments) as (process, events), ThreadPoolExecutor(3) as clients:
+            url = events[-1]["url"]
+            if not before:
+                versions = [
+                    _send(url, "PUT", "/v1/adapters/topics", {"source": f"file:{adapters / name}"})["version"]
+                    for name in ("one", "two")
+                ]
+                shares = [{"version": version, "weight": 1 + index} for index, version in enumerate(versions)]
+                before = _send(url, "PUT", "/v1/adapters/topics/alias", {"versions": shares})
+            assert _send(url, "GET", "/v1/adapters/topics") == before
+            for share in before["alias"]:
+                body = {"adapter_id": f"topics@{share['version']}", "inputs": "word1"}
+                assert _send(url, "POST", "/v1/classify", body)["version"] == share["version"]
+
+            def change(name: str, url: str = url) -> None:
+                with suppress(OSError, http.client.HTTPException):
+                    while True:
+                        _send(url, "PUT", f"/v1/adapters/{name}", {"source": f"file:{adapters / name}"})
+                        _send(url, "POST", "/v1/classify", {"adapter_id": "topics", "inputs": "word1"})
+                        _send(url, "DELETE", f"/v1/adapters/{name}")
+
+            changing = [clients.submit(change, name) for name in ("one", "two")]
+            _until(lambda url=url, most=10 + 7 * number: _metric(url, REQUESTS) > most)  # type: ignore[misc]
+            process.kill()
+            assert [one.result(LIMIT_S) for one in changing] == [None, None]
+        ledger = json.loads((tmp_path / "served" / ".adaptermux" / "ledger.json").read_text())["adapters"]
+        for adapter_id, kept in ledger.items():
+            for version in kept["versions"]:
+                place = tmp_path / "served" / ".adaptermux" / "versions" / adapter_id / version
+                assert (place / "adapter_model.safetensors").exists()
+
+
+def _send(url: str, method: str, path: str, body: object = None) -> dict[str, Any]:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url + path, data, {"content-type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as response:
+        answer: dict[str, Any] = json.loads(response.read() or b"{}")
+    return answer
 
 
 def _until(holds: Callable[[], bool]) -> None:

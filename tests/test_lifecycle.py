@@ -16,9 +16,12 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
+from server.catalog import Record
+from server.errors import Conflict, SourceUnreachable, StorageFailed
 from server.residency import key_of
 from server.service import Service
 from server.settings import Settings
+from server.watch import FolderRoot, Listing
 from tests.seeded import make_adapter, peft_configs
 from tests.test_adapter_folder import add_manifest
 
@@ -417,3 +420,264 @@ def test_flips_under_load_lose_nothing_and_mix_nothing_up(start: Start, made: Pa
             loading = [pool.submit(load) for _ in range(8)]
             pool.submit(flip).result(60)
             assert sum(one.result(60) for one in loading) > 50
+
+
+def damaged_copy(of: Path, name: str) -> Path:
+    """A copy with the same configuration and manifest whose weights are others."""
+    folder = of.with_name(name)
+    shutil.copytree(of, folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    return folder
+
+
+def state_of(service: Service) -> Path:
+    return service.lifecycle._ledger._folder
+
+
+def folders(state: Path) -> list[str]:
+    return sorted(f"{path.parent.name}@{path.name}" for path in state.glob("versions/*/*"))
+
+
+def test_a_damaged_copy_does_not_take_the_place_of_the_good_version(start: Start, made: Path, tmp_path: Path) -> None:
+    bad = damaged_copy(made / "v0", "copy")
+    try:
+        with start() as (service, client):
+            version = put(client, "topics", made / "v0")["version"]
+            assert put(client, "topics", bad, status=422)["code"] == "adapter_damaged"
+            service.store.retire(key_of("topics", version))
+            assert ask(client, "topics")["version"] == version
+        with start() as (_, client):
+            assert ask(client, "topics")["version"] == version
+    finally:
+        shutil.rmtree(bad)
+
+
+def test_puts_of_the_same_content_at_the_same_time_are_one_version(start: Start, made: Path) -> None:
+    with start() as (service, client), ThreadPoolExecutor(8) as pool:
+        for number in range(5):
+            bodies = list(pool.map(lambda _, name=f"t{number}": put(client, name, made / "v0"), range(8)))
+            assert len({body["version"] for body in bodies}) == 1
+            assert ask(client, f"t{number}")["version"] == bodies[0]["version"]
+            assert f"t{number}@{bodies[0]['version']}" in folders(state_of(service))
+
+
+def test_puts_flips_and_deletes_of_one_id_leave_tables_and_disk_in_step(start: Start, made: Path) -> None:
+    with start(keep_versions=1) as (service, client):
+
+        def hurry(seed: int) -> None:
+            for number in range(8):
+                step = (seed + number) % 5
+                if step < 3:
+                    assert client.put("/v1/adapters/topics", json={"source": f"file:{made / f'v{step}'}"}).is_success
+                elif step == 3:
+                    assert client.delete("/v1/adapters/topics").status_code in (204, 404)
+                else:
+                    answer = client.put("/v1/adapters/topics/alias", json={"rollback": True})
+                    assert answer.status_code in (200, 404, 409)
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(hurry, range(6)))
+        put(client, "topics", made / "v0")
+        entry = client.get("/v1/adapters/topics").json()
+        listed = sorted(f"topics@{one['version']}" for one in entry["versions"])
+        assert folders(state_of(service)) == listed
+        assert service.store.stats().num_known == len(listed)
+        for key in listed:
+            ask(client, key)
+
+
+def test_a_server_with_another_base_forgets_nothing_that_was_fetched(
+    start: Start, made: Path, served: Path, tmp_path: Path
+) -> None:
+    with start() as (service, client):
+        versions = [put(client, "topics", made / f"v{number}")["version"] for number in range(2)]
+        alias(client, "topics", version=versions[0])
+        put(client, "others", made / "v2")
+        kept = folders(state_of(service))
+    with start(adapter_bytes=64) as (_, client):  # room for none of them
+        assert status_of(client, "topics") == "failed"
+        assert client.delete("/v1/adapters/others").status_code == 204  # the ledger is written
+    with start() as (service, client):
+        assert folders(state_of(service)) == [key for key in kept if key.startswith("topics")]
+        assert status_of(client, "topics") == "ready"
+        assert ask(client, "topics")["version"] == versions[0]
+
+
+def test_a_lost_version_can_be_deleted_and_put_again(start: Start, made: Path) -> None:
+    with start() as (service, client):
+        first, second = (put(client, "topics", made / f"v{number}")["version"] for number in range(2))
+        shutil.rmtree(state_of(service) / "versions" / "topics" / first)
+        shutil.rmtree(state_of(service) / "versions" / "topics" / second)
+    with start() as (_, client):
+        assert status_of(client, "topics") == "failed"
+        assert client.delete(f"/v1/adapters/topics@{first}").status_code == 204
+        assert put(client, "topics", made / "v1")["version"] == second
+        assert status_of(client, "topics") == "ready"
+    with start() as (_, client):
+        assert [one["version"] for one in client.get("/v1/adapters/topics").json()["versions"]] == [second]
+        assert status_of(client, "topics") == "ready"
+
+
+def test_an_adapter_is_not_deleted_by_a_version_without_a_name(start: Start, made: Path) -> None:
+    with start() as (_, client):
+        put(client, "topics", made / "v0")
+        assert client.delete("/v1/adapters/topics@").status_code == 404
+        ask(client, "topics")
+
+
+def test_what_could_not_be_written_down_is_neither_pinned_nor_kept(
+    start: Start, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFailed("the disk is full")
+
+    with start(keep_versions=0) as (service, client):
+        first = put(client, "topics", made / "v0")["version"]
+        with monkeypatch.context() as patch:
+            patch.setattr(service.lifecycle._ledger, "write", full)
+            put(client, "topics", status=507, pinned=True)
+            put(client, "topics", made / "v1", status=507)
+            put(client, "others", made / "v1", status=507)
+        assert not any(one.is_pinned for one in service.store.residents())
+        assert service.store.stats().num_known == 1
+        assert folders(state_of(service)) == [f"topics@{first}"]
+        assert ask(client, "topics")["version"] == first
+
+
+def test_a_version_that_was_just_put_is_never_pruned(start: Start, made: Path) -> None:
+    with start(keep_versions=0) as (_, client):
+        first = put(client, "topics", made / "v0")["version"]
+        new = put(client, "topics", made / "v1", activate=False)["versions"][-1]["version"]
+        assert new != first
+        assert ask(client, f"topics@{new}")["version"] == new
+
+
+def test_the_version_that_a_rollback_leads_to_is_kept_longer_than_one_that_was_rolled_back(
+    start: Start, made: Path
+) -> None:
+    with start(keep_versions=1) as (_, client):
+        good = put(client, "topics", made / "v0")["version"]
+        put(client, "topics", made / "v1")
+        alias(client, "topics", rollback=True)
+        put(client, "topics", made / "v2")
+        assert alias(client, "topics", rollback=True)["version"] == good
+
+
+def test_a_version_both_put_and_in_the_folder_outlives_either(start: Start, made: Path, served: Path) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        version = ask(client, "one")["version"]
+        assert put(client, "one", made / "v0")["version"] == version
+        shutil.rmtree(served / "one")
+        service.store.retire(key_of("one", version))
+        assert ask(client, "one")["version"] == version  # read from what was fetched
+        look(service)
+        assert ask(client, "one")["version"] == version
+        shutil.copytree(made / "v0", served / "one")
+        look(service)
+        assert folders(state_of(service)) == [f"one@{version}"]
+        shutil.rmtree(served / "one")
+        look(service)
+        assert ask(client, "one")["version"] == version
+    with start() as (_, client):
+        assert ask(client, "one")["version"] == version
+
+
+def test_a_folder_that_goes_while_the_disk_is_full_is_let_go_later_and_keeps_no_other_back(
+    start: Start, made: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFailed("the disk is full")
+
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        put(client, "one", tags=["x"])
+        shutil.rmtree(served / "one")
+        shutil.copytree(made / "v1", served / "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(service.lifecycle._ledger, "write", full)
+            look(service)
+            ask(client, "two")
+            assert client.get("/v1/adapters/one").json()["refusal"]["code"] == "storage_failed"
+        for _ in range(8):
+            service.follower.look()
+        ask(client, "one", status=404)
+
+
+def test_a_root_that_is_away_at_the_start_flips_nothing(
+    start: Start, made: Path, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: FolderRoot) -> Listing:
+        raise SourceUnreachable("the folder cannot be read")
+
+    shutil.copytree(made / "v0", served / "one")
+    shutil.copytree(made / "v2", served / "two")
+    with start() as (_, client):
+        in_folder = ask(client, "one")["version"]
+        put(client, "one", made / "v1", activate=False)
+        put(client, "two", tags=["x"])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderRoot, "listing", away)
+        with start() as (_, client):
+            assert [status_of(client, name) for name in ("one", "two")] == ["failed", "failed"]
+            assert "cannot be read" in ask(client, "one", status=409)["detail"]
+            put(client, "others", made / "v2")  # the ledger is written
+    with start() as (_, client):
+        assert ask(client, "one")["version"] == in_folder
+        assert client.get("/v1/adapters/two").json()["tags"] == ["x"]
+
+
+def test_what_fails_again_and_again_is_tried_less_and_less_often_and_told_of_once(
+    start: Start, made: Path, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(adapter_bytes=64) as (service, _):
+        shutil.copytree(made / "v0", served / "one")
+        tried: list[str] = []
+        follow = service.lifecycle.follow
+
+        def counted(root: Path, name: str) -> bool:
+            tried.append(name)
+            return follow(root, name)
+
+        service.lifecycle.follow = counted  # type: ignore[method-assign]
+        capsys.readouterr()
+        for _ in range(100):
+            service.follower.look()
+        assert 4 <= len(tried) <= 8
+        assert capsys.readouterr().err.count("adapter_refused") == 1
+
+
+def test_two_servers_do_not_share_a_state_folder(start: Start, made: Path) -> None:
+    with start() as (_, client):
+        first = put(client, "topics", made / "v0")["version"]
+        with pytest.raises(StorageFailed, match="another server"), start():
+            pass
+        assert ask(client, "topics")["version"] == first
+    with start() as (_, client):
+        assert ask(client, "topics")["version"] == first
+
+
+def test_slow_sources_keep_no_text_waiting(start: Start, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More changes wait than there are threads for texts, and texts are classified."""
+    may_go = threading.Event()
+    with start() as (service, client), ThreadPoolExecutor(60) as pool:
+        put(client, "topics", made / "v0")
+
+        def slow(*_: object) -> Record:
+            may_go.wait(60)
+            raise Conflict("it took too long")
+
+        monkeypatch.setattr(service.lifecycle, "put", slow)
+        waiting = [pool.submit(put, client, f"t{number}", made / "v0", 409) for number in range(60)]
+        try:
+            assert pool_answer(client)
+        finally:
+            may_go.set()
+        for one in waiting:
+            one.result(60)
+
+
+def pool_answer(client: TestClient) -> str:
+    with ThreadPoolExecutor(1) as pool:
+        return str(pool.submit(ask, client, "topics").result(20)["version"])

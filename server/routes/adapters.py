@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from starlette.concurrency import run_in_threadpool
 
 from server.catalog import AdapterCard, Record, Refusal, Target
 from server.desk import InVisit, Needs, Visit
@@ -60,7 +59,7 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     the id stands for what it stood for before.
     """
     check_new_id(adapter_id, visit)
-    record = await run_in_threadpool(
+    record = await visit.desk.change(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
     return entry(record)
@@ -75,7 +74,7 @@ async def delete_adapter(
     adapter_id = reference.partition("@")[0]
     _check_allowed(adapter_id, visit)
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
-    await run_in_threadpool(visit.desk.lifecycle.remove, reference)
+    await visit.desk.change(visit.desk.lifecycle.remove, reference)
     return Response(status_code=204)
 
 
@@ -88,9 +87,9 @@ async def put_alias(adapter_id: AdapterId, body: AliasRequest, visit: InVisit) -
     _check_allowed(adapter_id, visit)
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
     if body.rollback:
-        return entry(await run_in_threadpool(visit.desk.lifecycle.rollback, adapter_id))
+        return entry(await visit.desk.change(visit.desk.lifecycle.rollback, adapter_id))
     alias = tuple(Target(share.version, share.weight) for share in body.shares())
-    return entry(await run_in_threadpool(visit.desk.lifecycle.set_alias, adapter_id, alias))
+    return entry(await visit.desk.change(visit.desk.lifecycle.set_alias, adapter_id, alias))
 
 
 def entry(record: Record) -> AdapterEntry:

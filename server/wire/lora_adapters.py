@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from server.catalog import Record
 from server.desk import Visit
@@ -63,13 +62,13 @@ async def load(body: LoadLoraRequest, visit: Visit, is_pinned: bool | None = Non
             f"The lora adapter '{name}' has already been loaded. "
             "If you want to load the adapter in place, set 'load_inplace' to True.",
         )
-    await run_in_threadpool(visit.desk.lifecycle.put, name, _source(body.lora_path), None, is_pinned, True)
+    await visit.desk.change(visit.desk.lifecycle.put, name, _source(body.lora_path), None, is_pinned, True)
 
 
 async def unload(adapter_id: str, visit: Visit) -> None:
     """Forget an adapter."""
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
-    await run_in_threadpool(visit.desk.lifecycle.remove, adapter_id)
+    await visit.desk.change(visit.desk.lifecycle.remove, adapter_id)
 
 
 def _source(lora_path: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Message
 
 from server import classification
@@ -217,7 +216,7 @@ def _ready(reference: str, visit: Visit) -> ModelReady:
 
 async def _pin(adapter_id: str, is_pinned: bool, visit: Visit) -> ModelReady:
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
-    await run_in_threadpool(visit.desk.lifecycle.put, adapter_id, None, None, is_pinned)
+    await visit.desk.change(visit.desk.lifecycle.put, adapter_id, None, None, is_pinned)
     return ModelReady(name=adapter_id, ready=True)
 
 
