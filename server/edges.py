@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-import traceback
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,7 +55,7 @@ class Edge:
         try:
             await self._app(scope, receive, marked)
         except Exception as error:  # a bug; its message may hold a text, so only its kind and place are logged
-            places = [f"{one.filename}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-8:]]
+            places = logs.places(error)
             logs.event("request_crashed", error=type(error).__name__, places=places, request_id=trail.request_id)
             if not trail.status:
                 bug = AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")

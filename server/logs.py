@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from contextlib import suppress
 
 
@@ -13,3 +14,8 @@ def event(name: str, /, **fields: object) -> None:
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": name, **fields}
     with suppress(OSError, ValueError):  # full, broken, or closed
         print(json.dumps(record, ensure_ascii=False, default=str), file=sys.stderr, flush=True)
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an error came from, without what it says: a library's message may hold a text."""
+    return [f"{one.filename}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-8:]]

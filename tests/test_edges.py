@@ -474,6 +474,32 @@ def test_the_access_log_says_who_asked_what_and_never_with_what(
     assert "secret" not in json.dumps(lines)
 
 
+def test_whoever_leaves_or_stands_still_within_a_body_is_no_bug_of_ours(
+    service: Service, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["/v1/classify", "/v2/models/one/infer", "/v2/repository/models/one/load", "/v1/classify/batch"]
+    app = create_app(service.desk, MAX_BODY_BYTES, Gate(read_s=READ_S, logs_access=True))
+    with listening(app, settings) as address:
+        for path in paths:
+            with dial(address) as connection:
+                connection.sendall(head(target=f"POST {path}", length=50) + b"{")
+        with dial(address) as connection:
+            connection.sendall(head(target=f"POST {paths[-1]}", length=500) + json.dumps(BODY).encode() + b"\n{")
+            raw = b""
+            while not raw.endswith(b"0\r\n\r\n"):
+                raw += connection.recv(65536)
+        assert raw.index(b'"line":1') < raw.index(b'"line":0,"status":408,"code":"body_too_slow"')
+        logged: list[str] = []
+
+        def all_are_logged() -> bool:
+            logged.extend(capsys.readouterr().err.splitlines())
+            return len(logged) > len(paths)
+
+        until(all_are_logged)
+    logged += capsys.readouterr().err.splitlines()
+    assert {json.loads(line)["event"] for line in logged} == {"request_answered"}
+
+
 def test_there_is_no_access_log_unless_it_is_asked_for(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
     client.post("/v1/classify", json=BODY)
     assert capsys.readouterr().err == ""
