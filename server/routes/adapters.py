@@ -72,7 +72,9 @@ async def delete_adapter(
     visit: InVisit,
 ) -> Response:
     """Forget an adapter, or one version. Texts it is classifying are answered; its memory is free with the last."""
-    adapter_id = reference.partition("@")[0]
+    adapter_id, at, version = reference.partition("@")
+    if at and not version:  # such as of a script whose variable is empty: it does not mean all of it
+        raise InvalidInput("reference", "`reference` names no version behind its @; send `id` for the whole adapter")
     _check_allowed(adapter_id, visit)
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
     await run_in_threadpool(visit.desk.lifecycle.remove, reference)
