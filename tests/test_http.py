@@ -424,9 +424,10 @@ def test_a_dead_engine_fails_health_and_answers_503(adapters: Path, bert_base: B
     with Service(settings) as service, TestClient(create_app(service.desk, MAX_BODY_BYTES)) as client:
         service.engine.close()
         assert client.get("/health/live").status_code == 503
-        status, problem = post(client, adapter_id="film-reviews", inputs="word1")
-        assert status == 503
-        assert problem["code"] == "engine_stopped"
+        response = client.post("/v1/classify", json={"adapter_id": "film-reviews", "inputs": "word1"})
+        assert response.status_code == 503
+        assert response.json()["code"] == "engine_stopped"
+        assert int(response.headers["retry-after"]) >= 1
 
 
 def test_a_full_queue_is_503_with_retry_after(adapters: Path, bert_base: BaseModel) -> None:
