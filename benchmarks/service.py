@@ -19,6 +19,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,14 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.material import make_folders, method_named
 from benchmarks.timing import machine
 from server import base_model
 from server.app import create_app
+from server.connections import web_server
 from server.forward import load_base
+from server.gate import open_gate
 from server.service import Service
 from server.settings import Settings
 
@@ -202,15 +204,15 @@ def _summary(arrivals: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _listening(service: Service, settings: Settings) -> Iterator[str]:
     """Serve from a thread of this process, whose threads' clocks can then be read."""
-    app = create_app(service.desk, settings.max_body_bytes)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off", access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener, open_gate(settings) as gate:
+        server = web_server(create_app(service.desk, settings.max_body_bytes, gate), settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 @contextmanager

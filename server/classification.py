@@ -22,6 +22,9 @@ from server.tokenizer import Encoded, Side, Text, Tokenizer
 NUM_ATTEMPTS = 3
 """A version may be removed between the moment it is chosen and the moment it is used; then another is chosen."""
 
+FEW_CHARACTERS = 1000
+"""So many are tokenised on the spot: going to another thread and back takes longer (docs/log.md)."""
+
 Result = TypeVar("Result")
 
 
@@ -96,6 +99,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._questions)
 
+    @property
+    def num_characters(self) -> int:
+        return sum(len(one.text) + len(one.text_pair or "") for one in self._questions)
+
     def fitted(self, max_length: int) -> list[Encoded]:
         """For an adapter that takes so many tokens. Raises TextTooLong, InvalidInput."""
         if self._whole is None:
@@ -137,19 +144,23 @@ def check_count(visit: Visit, num_texts: int, num_adapters: int = 1) -> None:
 
 async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Result:
     """Do the work, and drop it where it waits once the client has closed the connection or its time is up."""
-    working = asyncio.create_task(work)
+    task = asyncio.current_task()
+    assert task is not None, "requests are served by tasks; this is a bug"
     leaving = asyncio.create_task(_left(visit.request))
+    leaving.add_done_callback(lambda left: None if left.cancelled() else task.cancel())
     try:
-        done, _ = await asyncio.wait((working, leaving), timeout=_time_left(visit), return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            raise DeadlineExceeded(
-                f"the request was not answered within {visit.timeout_s:g} s, as X-Request-Timeout-Ms asks"
-            )
-        if working not in done:
-            raise ClientLeft("the client closed the connection before it was answered")
-        return working.result()
+        async with asyncio.timeout(_time_left(visit)):
+            return await work
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the request was not answered within {visit.timeout_s:g} s, as X-Request-Timeout-Ms asks"
+        ) from None
+    except asyncio.CancelledError:
+        if not leaving.done():
+            raise  # the server stops
+        task.uncancel()
+        raise ClientLeft("the client closed the connection before it was answered") from None
     finally:
-        working.cancel()
         leaving.cancel()
 
 
@@ -185,7 +196,10 @@ async def classify_tokens(visit: Visit, reference: str, tokens: Tokens, threshol
 
 async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classified:
     began = time.perf_counter()
-    encoded = await run_in_threadpool(tokens.fitted, card.manifest.max_length)
+    if tokens.num_characters <= FEW_CHARACTERS:
+        encoded = tokens.fitted(card.manifest.max_length)
+    else:
+        encoded = await run_in_threadpool(tokens.fitted, card.manifest.max_length)
     tokenize_s = time.perf_counter() - began
     jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, visit.deadline) for one in encoded]
     num_tokens = sum(job.num_tokens for job in jobs)
@@ -214,6 +228,8 @@ async def _run(engine: Engine, jobs: list[Job]) -> list[Answer]:
     try:
         for job in jobs:
             futures.append(engine.submit(job))
+        if len(futures) == 1:
+            return [await asyncio.wrap_future(futures[0])]
         return await asyncio.gather(*map(asyncio.wrap_future, futures))
     except BaseException:
         for future in futures:

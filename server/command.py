@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from server import __version__
 from server.errors import AdaptermuxError, CannotListen, SettingsError
+from server.keys import add_make_key_flags, make_key
 from server.settings import CLIENT_KEY, add_flags, read_client_key, read_settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ CLASSIFY_EXAMPLE = """example:
   adaptermux-serve classify --adapter device-reviews --column-prefix predicted_ --output answers.csv \\
        training/data/device_reviews/test.csv
 """
+MAKE_KEY_EXAMPLE = """example:
+  adaptermux-serve make-key --id ci --tenant acme --scope classify
+"""
 EXAMPLE = f"""Flags without a verb mean serve.
 
 {SERVE_EXAMPLE}"""
@@ -41,7 +45,7 @@ EXAMPLE = f"""Flags without a verb mean serve.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     flags = vars(parse(sys.argv[1:] if arguments is None else arguments))
-    verb = {"serve": _serve, "check": _check, "classify": _classify}[flags.pop("verb")]
+    verb = {"serve": _serve, "check": _check, "classify": _classify, "make-key": make_key}[flags.pop("verb")]
     try:
         return verb(flags)
     except SettingsError as error:
@@ -71,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_flags(_add_verb(verbs, "serve", "Serve every adapter below a folder.", SERVE_EXAMPLE))
     _add_check_flags(_add_verb(verbs, "check", "Say of adapter folders what a server would.", CHECK_EXAMPLE))
     _add_classify_flags(_add_verb(verbs, "classify", "Send a file to a running server.", CLASSIFY_EXAMPLE))
+    add_make_key_flags(_add_verb(verbs, "make-key", "Make a key for the file of keys.", MAKE_KEY_EXAMPLE))
     return parser
 
 

@@ -54,9 +54,8 @@ class Edge:
 
         try:
             await self._app(scope, receive, marked)
-        except Exception as error:  # a bug; its message may hold a text, so only its kind and place are logged
-            places = logs.places(error)
-            logs.event("request_crashed", error=type(error).__name__, places=places, request_id=trail.request_id)
+        except Exception as error:
+            logs.bug("request_crashed", error, request_id=trail.request_id)
             if not trail.status:
                 bug = AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")
                 await shaped(scope, bug)(scope, receive, marked)

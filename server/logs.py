@@ -8,6 +8,8 @@ import time
 import traceback
 from contextlib import suppress
 
+MOST_PLACES = 8
+
 
 def event(name: str, /, **fields: object) -> None:
     """Write one event; the name is a verb in the past, such as `adapter_loaded`. A full disk stops nothing else."""
@@ -16,6 +18,7 @@ def event(name: str, /, **fields: object) -> None:
         print(json.dumps(record, ensure_ascii=False, default=str), file=sys.stderr, flush=True)
 
 
-def places(error: BaseException) -> list[str]:
-    """Where an error came from, without what it says: a library's message may hold a text."""
-    return [f"{one.filename}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-8:]]
+def bug(name: str, error: Exception, /, **fields: object) -> None:
+    """Write an event of an error nobody meant to raise: its kind and place, not its message, which may hold a text."""
+    places = [f"{one.filename}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-MOST_PLACES:]]
+    event(name, error=type(error).__name__, places=places, **fields)

@@ -86,10 +86,11 @@ def _attributes(method: str, route: str, trail: Trail) -> dict[str, Any]:
     if trail.caller.tenant is not None:
         attributes["adaptermux.tenant"] = trail.caller.tenant
     if trail.cards:
+        cards = trail.cards.values()
         attributes |= {
-            "adaptermux.adapter": ",".join(card.adapter_id for card in trail.cards),
-            "adaptermux.version": ",".join(card.version for card in trail.cards),
-            "adaptermux.method": ",".join(card.manifest.method for card in trail.cards),
+            "adaptermux.adapter": ",".join(card.adapter_id for card in cards),
+            "adaptermux.version": ",".join(card.version for card in cards),
+            "adaptermux.method": ",".join(card.manifest.method for card in cards),
             "adaptermux.texts": trail.num_texts,
             "adaptermux.tokens": trail.num_tokens,
             "adaptermux.tokenize_ms": trail.tokenize_ms,

@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from server.callers import NOBODY, Caller
 from server.catalog import AdapterCard
 
+MOST_CARDS = 32
+
 
 @dataclass(slots=True)
 class Trail:
-    """One request. The event loop alone changes it. began: of `time.perf_counter`."""
+    """One request. The event loop alone changes it.
+
+    began: of `time.perf_counter`. cards: the first versions of adapters that answered; a batch may ask for any number.
+    """
 
     request_id: str
     began: float
     caller: Caller = NOBODY
     status: int = 0
-    cards: list[AdapterCard] = field(default_factory=list)
+    cards: dict[tuple[str, str], AdapterCard] = field(default_factory=dict)
     num_texts: int = 0
     num_tokens: int = 0
     tokenize_ms: float = 0.0
@@ -27,7 +32,8 @@ class Trail:
         self, card: AdapterCard, num_texts: int, num_tokens: int, tokenize_ms: float, queue_ms: float, compute_ms: float
     ) -> None:
         """Texts were classified by one adapter; of times that pass side by side, the longest counts."""
-        self.cards.append(card)
+        if len(self.cards) < MOST_CARDS:
+            self.cards[card.adapter_id, card.version] = card
         self.num_texts += num_texts
         self.num_tokens += num_tokens
         self.tokenize_ms = max(self.tokenize_ms, tokenize_ms)

@@ -526,6 +526,20 @@ def test_a_bug_is_500_and_its_place_is_logged_but_not_what_it_says(
     assert "secret" not in logged + response.text
 
 
+def test_a_bug_in_a_line_of_a_batch_is_not_logged_with_what_it_says(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("secret text")
+
+    monkeypatch.setattr(service.catalog, "resolve", fail)
+    response = client.post("/v1/classify/batch", json=BODY)
+    assert response.json()["code"] == "internal_error"
+    logged = capsys.readouterr().err
+    assert json.loads(logged)["event"] == "line_failed"
+    assert "secret" not in logged + response.text
+
+
 def test_nothing_secret_is_ever_written(
     adapters: Path, bert_base: BaseModel, client: TestClient, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.base_model import BaseModel
 from server.callers import SCOPES
+from server.command import main
 from server.desk import Needs
 from server.errors import SettingsError
 from server.gate import Gate
@@ -301,6 +302,21 @@ def test_a_key_that_could_not_be_used_is_not_made(
     with pytest.raises(SettingsError, match=word):
         make_key(vars(parser.parse_args(arguments.split())))
     assert capsys.readouterr().out == ""
+
+
+def test_the_file_in_the_guide_is_read_as_it_stands(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    path = tmp_path / "keys.json"
+    path.write_text(guide.partition("```json\n")[2].partition("```")[0])
+    path.chmod(0o600)
+    assert len(Keys(path)) == 2
+
+
+def test_the_command_makes_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["make-key", "--id", "ci"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["scopes"] == ["classify"]
+    assert main(["make-key", "--id", "two words"]) == 2
+    assert "--id" in capsys.readouterr().err
 
 
 def test_every_made_key_is_another(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,7 +189,7 @@ async def _answer(visit: Visit, line: _Line) -> bytes:
     except AdaptermuxError as error:
         ours = error
     except Exception as error:  # the other lines must be answered
-        logs.event("line_failed", error=type(error).__name__, places=logs.places(error))
+        logs.bug("line_failed", error, request_id=visit.trail.request_id)
         ours = AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")
     return _failure(line.number, ours, request_id)
 
