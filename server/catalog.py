@@ -8,11 +8,12 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from server.errors import AdapterFailed, AdaptermuxError, AdapterNotFound
 from server.manifest import Manifest
 
-MOST_COMPARED = 200
+MOST_COMPARED = 50
 STATUSES = ("ready", "failed", "update_failed")
 
 
@@ -134,13 +135,12 @@ class Catalog:
         record = self._records.get(adapter_id)
         if record is not None and sees(adapter_id):
             return record
-        with self._lock:
-            known = sorted(self._records)
         asked = adapter_id[:128]
-        visible = [name for name in known if sees(name)]  # first of all: nothing hidden may change what is said
-        # comparing names takes time: with very many adapters only those that begin alike are compared
-        likely = visible if len(visible) <= MOST_COMPARED else [name for name in visible if name[:1] == asked[:1]]
-        near = difflib.get_close_matches(asked, likely[:MOST_COMPARED], n=3, cutoff=0.5)
+        with self._lock:
+            alike = [name for name in self._records if name[:1] == asked[:1]]
+        # comparing names takes time, and nothing that is hidden may change what is said
+        likely = sorted(islice(filter(sees, alike), MOST_COMPARED))
+        near = difflib.get_close_matches(asked, likely, n=3, cutoff=0.5)
         hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else "see GET /v1/adapters"
         raise AdapterNotFound(f"there is no adapter {asked!a}; {hint}")
 

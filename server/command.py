@@ -203,13 +203,15 @@ def _serve(flags: dict[str, Any]) -> int:
     from server.service import Service
 
     with listener, open_gate(settings) as gate, Service(settings) as service:
+        web = web_server(create_app(service.desk, settings.max_body_bytes, gate), settings)
+        # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done;
+        # one that comes before it listens for signals itself is kept for it
+        signal.signal(signal.SIGTERM, web.handle_exit)
         listener.listen(BACKLOG)
         host, port = listener.getsockname()[:2]
         logs.event("server_started", url=f"http://{host}:{port}", adapters=len(service.catalog.all()))
-        # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with contextlib.suppress(KeyboardInterrupt):
-            web_server(create_app(service.desk, settings.max_body_bytes, gate), settings).run(sockets=[listener])
+            web.run(sockets=[listener])
     logs.event("server_stopped")
     return 0
 

@@ -75,7 +75,7 @@ def _request_id(scope: Scope) -> str:
 def _headers(path: str, trail: Trail) -> list[tuple[bytes, bytes]]:
     headers = [*SAFE, (b"x-request-id", trail.request_id.encode())]
     headers.append(OF_PAGES if path.startswith(PAGES) else NOTHING)
-    if not path.startswith(STATIC):
+    if not path.startswith(STATIC) or trail.status >= 400:  # caches keep a 404 too
         headers.append(NO_STORE)
     if trail.cards:
         total_ms = (time.perf_counter() - trail.began) * 1e3

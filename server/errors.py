@@ -58,6 +58,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+RESTART_S = 5
+"""After which another server may stand behind the address."""
+ROOM_S = 1
+"""After which others may have left the memory that was wanted."""
+
 
 class AdaptermuxError(Exception):
     """Base of the tree; `status` and `code` are what an HTTP client sees."""
@@ -285,6 +290,7 @@ class Overloaded(ServiceError):
 class EngineStopped(ServiceError):
     status = 503
     code = "engine_stopped"
+    retry_after_s = RESTART_S
 
 
 class DeadlineExceeded(ServiceError):
@@ -295,6 +301,7 @@ class DeadlineExceeded(ServiceError):
 class LoadFailed(ServiceError):
     status = 503
     code = "load_failed"
+    retry_after_s = ROOM_S
 
 
 class SourceUnreachable(ServiceError):
@@ -310,6 +317,7 @@ class StorageFailed(ServiceError):
 class OutOfMemory(ServiceError):
     status = 503
     code = "out_of_memory"
+    retry_after_s = ROOM_S
 
 
 class ForwardFailed(ServiceError):

@@ -13,6 +13,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,7 +140,9 @@ class Keys:
             self.is_fresh = False
 
     def _warn_if_open(self) -> None:
-        mode = stat.S_IMODE(self._path.stat().st_mode)
+        mode = 0
+        with suppress(OSError):  # it is being replaced, and read again soon
+            mode = stat.S_IMODE(self._path.stat().st_mode)
         if mode & stat.S_IROTH:
             logs.event("key_file_world_readable", path=str(self._path), mode=f"{mode:o}", better="chmod o-r")
 

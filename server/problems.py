@@ -11,6 +11,8 @@ from server.errors import AdaptermuxError, BodyTooSlow, InvalidInput, MethodNotA
 from server.schemas import FieldProblem, Problem
 
 PROBLEM_TYPE = "application/problem+json"
+MOST_NAMED = 16
+"""Wrong fields that an answer names: a short body can have hundreds of thousands."""
 
 
 def problem(error: AdaptermuxError) -> JSONResponse:
@@ -46,11 +48,13 @@ def headers_of(error: AdaptermuxError) -> dict[str, str]:
 
 
 def invalid_input(found: Sequence[Any]) -> InvalidInput:
-    """What pydantic found wrong, as one error that names every field."""
+    """What pydantic found wrong, as one error that names every field, or the first of very many."""
     problems = []
-    for one in found:
+    for one in found[:MOST_NAMED]:
         field = one.get("ctx", {}).get("field") or _path(one["loc"])
         problems.append((field, one["msg"] if one["type"] == "invalid_input" else f"`{field}`: {one['msg']}"))
+    if (num_left := len(found) - MOST_NAMED) > 0:
+        problems[-1] = (problems[-1][0], f"{problems[-1][1]}; and {num_left} more")
     return InvalidInput(*problems[0], others=problems[1:])
 
 

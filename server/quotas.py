@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.callers import Caller, Limits
-from server.errors import QuotaExceeded
+from server.errors import QuotaExceeded, TooManyInputs
 from server.metrics import Metrics
 
 MINUTE_S = 60.0
@@ -36,11 +36,14 @@ class Quotas:
 
     @contextmanager
     def in_flight(self, caller: Caller, num_texts: int) -> Iterator[None]:
-        """While texts are classified; raises QuotaExceeded if there would be too many."""
+        """While texts are classified; raises QuotaExceeded if there would be too many, TooManyInputs if always."""
         tenant, most = caller.tenant, caller.limits.max_waiting
         if tenant is None:
             yield
             return
+        if most is not None and num_texts > most:  # no waiting helps
+            self._metrics.tenant_refused(tenant)
+            raise TooManyInputs("inputs", f"`inputs` has {num_texts} texts; tenant `{tenant}` may have {most}")
         if most is not None and self._in_flight[tenant] + num_texts > most:
             flying = self._in_flight[tenant]
             self._refuse(caller, f"may have {most} texts in flight, not {flying} and {num_texts} more", 1)

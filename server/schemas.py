@@ -93,6 +93,11 @@ class FanoutRequest(AdapterClassifyRequest):
     adapters: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | str
     """A list of adapters, or `tag:NAME` for all that carry a tag."""
 
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _adapters_are_names(cls, value: object) -> object:
+        return by_hand(lambda: _check_adapters(value), value)
+
 
 class BatchLine(ClassifyRequest):
     """One line of a batch."""
@@ -367,6 +372,15 @@ def check_text(path: str, text: object) -> str:
             path, f"`{path}` holds half a surrogate pair at position {error.start}, which is no character"
         ) from error
     return text
+
+
+def _check_adapters(value: object) -> None:
+    if not isinstance(value, list):
+        return
+    if not 1 <= len(value) <= MOST_INPUTS:
+        raise InvalidInput("adapters", f"`adapters` has {len(value)} names; send 1 to {MOST_INPUTS}")
+    for index, one in enumerate(value):
+        check_text(f"adapters[{index}]", one)
 
 
 def kind_of(value: object) -> str:

@@ -90,6 +90,20 @@ def test_a_line_that_fails_stops_no_other(client: TestClient) -> None:
     assert "top_k" in found[9]["detail"]
 
 
+def test_a_bug_in_one_line_is_told_and_logged_without_what_it_says(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("secret text")
+
+    monkeypatch.setattr(service.catalog, "resolve", fail)
+    response = client.post("/v1/classify/batch", content=line(1))
+    assert answers(response.content)[0]["code"] == "internal_error"
+    logged = capsys.readouterr().err
+    assert "test_batch.py" in json.loads(logged)["places"][-1]
+    assert "secret" not in logged + response.text
+
+
 def connect(url: str) -> socket.socket:
     parts = urlsplit(url)
     connection = socket.create_connection((parts.hostname, parts.port), timeout=LIMIT_S)

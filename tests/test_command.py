@@ -76,6 +76,14 @@ def test_it_answers_and_sigterm_ends_it_with_0(server: tuple[subprocess.Popen[st
     assert json.loads(process.stderr.readlines()[-1])["event"] == "server_stopped"
 
 
+def test_sigterm_at_the_moment_of_the_start_is_not_lost(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, _ = server
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT_S) == 0
+    assert process.stderr is not None
+    assert json.loads(process.stderr.readlines()[-1])["event"] == "server_stopped"
+
+
 def test_sigterm_under_load_loses_no_request_that_is_in_flight(server: tuple[subprocess.Popen[str], str]) -> None:
     process, url = server
     texts = [" ".join(["word1"] * 300)] * 250

@@ -372,11 +372,11 @@ def keyed(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield client
 
 
-def check_headers(headers: Any, path: str) -> None:
+def check_headers(headers: Any, may_be_kept: bool = False) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["content-security-policy"].startswith("default-src 'none'")
-    assert ("cache-control" in headers) != path.startswith("/static-offline-docs")
+    assert headers.get("cache-control") == (None if may_be_kept else "no-store")
     assert "server" not in headers
     assert "access-control-allow-origin" not in headers
 
@@ -385,14 +385,18 @@ def test_every_answer_has_the_headers_that_keep_it_safe(client: TestClient, keye
     for asked in (client, keyed):
         for method, path in [*endpoints(asked.app), ("GET", "/nothing"), ("DELETE", "/v1/base")]:
             response = asked.request(method, path, headers={"origin": "https://elsewhere.example"})
-            check_headers(response.headers, path)
+            check_headers(response.headers)
             assert response.headers["x-request-id"]
 
 
+def test_the_pages_own_files_may_be_kept(client: TestClient) -> None:
+    check_headers(client.get("/static-offline-docs/swagger-ui.css").headers, may_be_kept=True)
+
+
 def test_answers_to_what_is_no_request_have_them_too(address: tuple[str, int]) -> None:
-    check_headers(exchange(address, b"nonsense\r\n\r\n").headers, "/")
-    check_headers(exchange(address, head(length=MAX_BODY_BYTES + 1)).headers, "/")
-    check_headers(exchange(address, head(target="GET /v1/base")).headers, "/")
+    check_headers(exchange(address, b"nonsense\r\n\r\n").headers)
+    check_headers(exchange(address, head(length=MAX_BODY_BYTES + 1)).headers)
+    check_headers(exchange(address, head(target="GET /v1/base")).headers)
 
 
 def test_the_pages_may_run_their_own_scripts_and_nothing_else_may(client: TestClient) -> None:
@@ -474,6 +478,32 @@ def test_the_access_log_says_who_asked_what_and_never_with_what(
     assert "secret" not in json.dumps(lines)
 
 
+def test_whoever_leaves_or_stands_still_within_a_body_is_no_bug_of_ours(
+    service: Service, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["/v1/classify", "/v2/models/one/infer", "/v2/repository/models/one/load", "/v1/classify/batch"]
+    app = create_app(service.desk, MAX_BODY_BYTES, Gate(read_s=READ_S, logs_access=True))
+    with listening(app, settings) as address:
+        for path in paths:
+            with dial(address) as connection:
+                connection.sendall(head(target=f"POST {path}", length=50) + b"{")
+        with dial(address) as connection:
+            connection.sendall(head(target=f"POST {paths[-1]}", length=500) + json.dumps(BODY).encode() + b"\n{")
+            raw = b""
+            while not raw.endswith(b"0\r\n\r\n"):
+                raw += connection.recv(65536)
+        assert raw.index(b'"line":1') < raw.index(b'"line":0,"status":408,"code":"body_too_slow"')
+        logged: list[str] = []
+
+        def all_are_logged() -> bool:
+            logged.extend(capsys.readouterr().err.splitlines())
+            return len(logged) > len(paths)
+
+        until(all_are_logged)
+    logged += capsys.readouterr().err.splitlines()
+    assert {json.loads(line)["event"] for line in logged} == {"request_answered"}
+
+
 def test_there_is_no_access_log_unless_it_is_asked_for(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
     client.post("/v1/classify", json=BODY)
     assert capsys.readouterr().err == ""
@@ -488,7 +518,7 @@ def test_a_bug_is_500_and_its_place_is_logged_but_not_what_it_says(
     monkeypatch.setattr(service.catalog, "all", fail)
     response = client.get("/v1/adapters", headers={"X-Request-Id": "trace-me"})
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
-    check_headers(response.headers, "/")
+    check_headers(response.headers)
     logged = capsys.readouterr().err
     event = json.loads(logged)
     assert (event["event"], event["error"], event["request_id"]) == ("request_crashed", "KeyError", "trace-me")

@@ -268,6 +268,31 @@ def test_wrong_fields_are_422_and_named(client: TestClient, extra: dict[str, Any
     assert [error["field"] for error in problem["errors"]] == [field]
 
 
+TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["word1"]}
+OUTPUT = {"name": "probabilities"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/classify/fanout", {"adapters": [0] * 30_000, "inputs": "word1"}, "adapters"),
+        ("/v1/classify/fanout", {"adapters": [*["one"] * 9_999, 0], "inputs": "word1"}, "adapters[9999]"),
+        ("/v1/classify", {"adapter_id": "one", "inputs": "word1"} | {f"x{n}": 1 for n in range(9_000)}, "x0"),
+        ("/classify", {"model": "one", "input": ["word1", [1]] * 5_000}, "input"),
+        ("/v2/models/one/infer", {"inputs": [TENSOR], "outputs": [0] * 30_000}, "outputs"),
+        ("/v2/models/film-reviews/infer", {"inputs": [TENSOR], "outputs": [OUTPUT] * 3_000}, "outputs"),
+        ("/v2/models/one/infer", {"inputs": [TENSOR | {"data": ["word1", ["word1"]] * 4_000}]}, "inputs[0].data"),
+    ],
+)
+def test_the_answer_to_a_body_that_is_wrong_all_over_is_short(
+    client: TestClient, path: str, body: dict[str, Any], field: str
+) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code in (400, 422)
+    assert field in response.text
+    assert len(response.content) < 4_000
+
+
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[1,", b'"'])
 def test_a_body_that_is_no_json_is_a_problem(client: TestClient, body: bytes) -> None:
     response = client.post("/v1/classify", content=body, headers={"content-type": "application/json"})
@@ -399,9 +424,10 @@ def test_a_dead_engine_fails_health_and_answers_503(adapters: Path, bert_base: B
     with Service(settings) as service, TestClient(create_app(service.desk, MAX_BODY_BYTES)) as client:
         service.engine.close()
         assert client.get("/health/live").status_code == 503
-        status, problem = post(client, adapter_id="film-reviews", inputs="word1")
-        assert status == 503
-        assert problem["code"] == "engine_stopped"
+        response = client.post("/v1/classify", json={"adapter_id": "film-reviews", "inputs": "word1"})
+        assert response.status_code == 503
+        assert response.json()["code"] == "engine_stopped"
+        assert int(response.headers["retry-after"]) >= 1
 
 
 def test_a_full_queue_is_503_with_retry_after(adapters: Path, bert_base: BaseModel) -> None:

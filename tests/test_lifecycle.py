@@ -227,6 +227,7 @@ def test_a_version_in_use_cannot_be_deleted_and_an_adapter_can(start: Start, mad
         assert client.delete(f"/v1/adapters/topics@{first}").status_code == 204
         assert client.delete(f"/v1/adapters/topics@{first}").status_code == 404
         assert [one["version"] for one in client.get("/v1/adapters/topics").json()["versions"]] == [second]
+        assert client.delete("/v1/adapters/topics@").status_code == 422
         assert client.delete("/v1/adapters/topics").status_code == 204
         ask(client, "topics", status=404)
         assert service.store.stats().num_known == 0

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.base_model import BaseModel
 from server.callers import ANYBODY, Caller, Limits
-from server.errors import QuotaExceeded
+from server.errors import QuotaExceeded, TooManyInputs
 from server.gate import Gate
 from server.keys import CHECK_EVERY_S, Keys
 from server.metrics import Metrics
@@ -116,6 +116,8 @@ def test_so_many_texts_may_be_in_flight_and_not_one_more(quotas: Quotas) -> None
         assert raised.value.retry_after_s == 1
         with quotas.in_flight(tenant("other", max_waiting=3), 3):
             pass
+    with pytest.raises(TooManyInputs, match="has 4 texts; tenant `acme` may have 3"), quotas.in_flight(caller, 4):
+        pass  # it is not asked to come again: it would never be let in
     with pytest.raises(ZeroDivisionError), quotas.in_flight(caller, 3):
         raise ZeroDivisionError
     with quotas.in_flight(caller, 3):
@@ -266,4 +268,4 @@ def test_texts_in_flight_are_capped_over_requests_and_free_again_afterwards(
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
         assert busy.result(30).status_code == waiting.result(30).status_code == 200
     assert ask(client, ACME, 4).status_code == 200
-    assert ask(client, ACME, 5).status_code == 429
+    assert ask(client, ACME, 5).status_code == 422, "which no waiting helps"

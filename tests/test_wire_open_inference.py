@@ -248,6 +248,7 @@ def test_bytes_behind_the_json_are_texts(server: Wired) -> None:
         (with_size(9), element(b"word1"), "99999", "at most"),
         (with_size(9), element(b"word1"), "-1", "at most"),
         (with_size(9), element(b"word1"), "²", "at most"),
+        (with_size(9), element(b"word1"), "1" * 5_000, "at most"),
         (b"{", b"", None, "not JSON"),
         (b"[" * 50_000, b"", None, "not JSON"),
         (b"\xff\xfe", b"", None, "not JSON"),

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from server.catalog import AdapterCard, Record, Refusal, Target
 from server.desk import InVisit, Needs, Visit
-from server.errors import AdapterForbidden, InvalidInput
+from server.errors import AdapterForbidden, InvalidInput, SourceForbidden
 from server.manifest import ADAPTER_ID
 from server.routes.responses import ALWAYS, WITH_BODY, problems
 from server.schemas import (
@@ -59,6 +59,8 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     the id stands for what it stood for before.
     """
     check_new_id(adapter_id, visit)
+    if body.source is not None:
+        check_source(visit)
     record = await visit.desk.change(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
@@ -71,7 +73,9 @@ async def delete_adapter(
     visit: InVisit,
 ) -> Response:
     """Forget an adapter, or one version. Texts it is classifying are answered; its memory is free with the last."""
-    adapter_id = reference.partition("@")[0]
+    adapter_id, at, version = reference.partition("@")
+    if at and not version:  # such as of a script whose variable is empty: it does not mean all of it
+        raise InvalidInput("reference", "`reference` names no version behind its @; send `id` for the whole adapter")
     _check_allowed(adapter_id, visit)
     visit.desk.catalog.find(adapter_id, visit.caller.sees)
     await visit.desk.change(visit.desk.lifecycle.remove, reference)
@@ -139,6 +143,12 @@ def _version(card: AdapterCard) -> VersionEntry:
 
 def _reason(refusal: Refusal | None) -> Reason | None:
     return Reason(code=refusal.code, reason=refusal.reason) if refusal is not None else None
+
+
+def check_source(visit: Visit) -> None:
+    """What may be fetched is allowed to the whole server: a tenant could fetch what belongs to another."""
+    if visit.caller.tenant is not None:
+        raise SourceForbidden("a tenant's key fetches nothing; let a key without a tenant do it")
 
 
 def check_new_id(adapter_id: str, visit: Visit) -> None:

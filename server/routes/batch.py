@@ -91,11 +91,11 @@ class _Stream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():  # the client left, or the reading failed
+            if not writing.done():  # the client left, or no more is to be read
                 reading.result()
-            writing.result()
-        except (ClientDisconnect, BodyTooSlow):
-            pass  # it has gone, or stands still
+            await writing
+        except ClientDisconnect:
+            pass
         except _NotRead as stalled:
             logs.event("batch_stalled", num_answers=stalled.num_answers)
             reading.cancel()
@@ -108,9 +108,17 @@ class _Stream(Response):
                     task.cancel()
 
     async def _read(self, answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
-        """Start an answer for every line, as far as there is room; then wait for the client to leave."""
-        async for line in _lines(self._request):
-            await answers.put(asyncio.create_task(_answer(self._visit, line)))
+        """Start an answer for every line, as far as there is room; then wait for the client to leave.
+
+        A client that stands still is told so behind its answers.
+        """
+        try:
+            async for line in _lines(self._request):
+                await answers.put(asyncio.create_task(_answer(self._visit, line)))
+        except BodyTooSlow as error:
+            await answers.put(asyncio.create_task(_refusal(error)))
+            await answers.put(None)
+            return
         await answers.put(None)
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
@@ -184,6 +192,11 @@ async def _answer(visit: Visit, line: _Line) -> bytes:
         logs.bug("line_failed", error, request_id=visit.trail.request_id)
         ours = AdaptermuxError(f"{type(error).__name__} in the server; this is a bug")
     return _failure(line.number, ours, request_id)
+
+
+async def _refusal(error: AdaptermuxError) -> bytes:
+    """What is told of the body, not of a line."""
+    return _failure(0, error)
 
 
 def _failure(number: int, error: AdaptermuxError, request_id: str | int | None = None) -> bytes:

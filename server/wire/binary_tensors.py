@@ -7,6 +7,7 @@ length of four bytes, little end first, and that many bytes; FP32 elements are f
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +17,14 @@ from server.schemas import kind_of
 
 HEADER = "Inference-Header-Content-Length"
 FIELD = "inputs"
+LENGTH = re.compile("[0-9]{1,15}")
 
 
 def with_texts(body: bytes, json_length: str) -> bytes:
     """The body of a request as JSON alone. Raises InvalidInput and InvalidJson."""
-    if not (json_length.isascii() and json_length.isdigit()) or int(json_length) > len(body):
+    if not LENGTH.fullmatch(json_length) or int(json_length) > len(body):
         raise InvalidInput(HEADER, f"the header {HEADER} must be the length of the JSON, at most {len(body)}")
-    head, tail = body[: int(json_length)], body[int(json_length) :]
+    head, tail = body[: int(json_length)], memoryview(body)[int(json_length) :]
     try:
         request: Any = json.loads(head)
     except (ValueError, RecursionError) as error:
@@ -40,7 +42,7 @@ def with_texts(body: bytes, json_length: str) -> bytes:
                 f"{FIELD}[{index}].parameters.binary_data_size",
                 f"`{FIELD}[{index}]` says that {size} bytes are its own; {len(tail)} are left",
             )
-        tensor["data"] = _texts(f"{FIELD}[{index}]", tail[:size])
+        tensor["data"] = _texts(f"{FIELD}[{index}]", bytes(tail[:size]))
         tail = tail[size:]
     if tail:
         raise InvalidInput(FIELD, f"{len(tail)} bytes of the body belong to no tensor")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.catalog import Record
 from server.desk import Visit
 from server.errors import InvalidInput
-from server.routes.adapters import check_new_id
+from server.routes.adapters import check_new_id, check_source
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+(/[\w.-]+)*)?", re.ASCII)
 
@@ -54,6 +54,7 @@ async def load(body: LoadLoraRequest, visit: Visit, is_pinned: bool | None = Non
     """Serve what lies at a path."""
     name = body.lora_name
     check_new_id(name, visit)
+    check_source(visit)
     if name == visit.desk.base.name:
         raise InvalidInput("lora_name", f"`lora_name`: '{name}' is the base model")
     if not body.load_inplace and name in {record.adapter_id for record in served(visit)}:

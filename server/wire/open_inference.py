@@ -12,13 +12,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from server import classification
 from server.activation import Activation
 from server.classification import Classified, Question
 from server.desk import InVisit, Needs, Visit
-from server.errors import AdaptermuxError, InvalidInput
+from server.errors import AdaptermuxError, ClientLeft, InvalidInput
 from server.problems import headers_of
 from server.schemas import texts_at
 from server.wire import binary_tensors
@@ -59,7 +60,10 @@ class _TensorRoute(APIRoute):
             length = request.headers.get(binary_tensors.HEADER)
             if request.method != "POST" or (length is None and "content-type" in request.headers):
                 return await handle(request)
-            body = await request.body()
+            try:
+                body = await request.body()
+            except ClientDisconnect as error:
+                raise ClientLeft("the client closed the connection before its body was whole") from error
             if length is not None:
                 body = binary_tensors.with_texts(body, length)
             return await handle(_as_json(request, body))
