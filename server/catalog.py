@@ -137,9 +137,11 @@ class Catalog:
             return record
         asked = adapter_id[:128]
         with self._lock:
-            alike = [name for name in self._records if name[:1] == asked[:1]]
-        # comparing names takes time, and nothing that is hidden may change what is said
-        likely = sorted(islice(filter(sees, alike), MOST_COMPARED))
+            known = list(self._records)
+        # nothing that is hidden may change what is said
+        likely = list(islice(filter(sees, known), MOST_COMPARED + 1))
+        if len(likely) > MOST_COMPARED:  # comparing takes time: only those that begin alike
+            likely = list(islice((name for name in known if name[:1] == asked[:1] and sees(name)), MOST_COMPARED))
         near = difflib.get_close_matches(asked, likely, n=3, cutoff=0.5)
         hint = "did you mean " + " or ".join(f"`{name}`" for name in near) + "?" if near else "see GET /v1/adapters"
         raise AdapterNotFound(f"there is no adapter {asked!a}; {hint}")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock: TextIO | None = None
+        self._taking = threading.Lock()
 
     def close(self) -> None:
         """Let another server have the folder."""
@@ -92,7 +94,9 @@ class Ledger:
     def _begin(self) -> None:
         """Before the first change: have a folder that nobody has written to since it was read."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
+        with self._taking:
+            if self._lock is not None:
+                return
             self._take()
             if (self._folder / FILE_NAME).exists():
                 self.close()

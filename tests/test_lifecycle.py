@@ -523,7 +523,7 @@ def test_a_lost_version_can_be_deleted_and_put_again(start: Start, made: Path) -
 def test_an_adapter_is_not_deleted_by_a_version_without_a_name(start: Start, made: Path) -> None:
     with start() as (_, client):
         put(client, "topics", made / "v0")
-        assert client.delete("/v1/adapters/topics@").status_code == 404
+        assert client.delete("/v1/adapters/topics@").status_code == 422
         ask(client, "topics")
 
 
