@@ -547,7 +547,18 @@ def test_nothing_secret_is_ever_written(
     text, key, query, stranger = "word1 markertext", "operator-markerkey", "markerquery", "markerstranger"
     keys = write_keys(tmp_path / "keys.json", entry(key, "classify", "admin", "metrics"))
     arguments = ["--adapters", adapters, "--base", bert_base.folder, "--port", "0", "--dtype", "float32"]
-    arguments += ["--keys", keys, "--access-log", "true", "--max-body-bytes", "20000", "--threads", "1"]
+    arguments += [
+        "--state",
+        tmp_path / "state",
+        "--keys",
+        keys,
+        "--access-log",
+        "true",
+        "--max-body-bytes",
+        "20000",
+        "--threads",
+        "1",
+    ]
     log = tmp_path / "log"
     command = [sys.executable, "-m", "server", *map(str, arguments)]
     with log.open("wb") as file, subprocess.Popen(command, stderr=file, stdout=file) as process:
