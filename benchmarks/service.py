@@ -73,7 +73,9 @@ def main() -> int:
             if flags.only in (None, name):
                 record[name] = part(made)
                 print(f"{name}: {json.dumps(record[name], indent=2)}")
-    if flags.only is None:
+    if flags.only is None or RESULT.exists():
+        known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+        record = {**known, **record}
         RESULT.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
 
@@ -150,19 +152,21 @@ def flood(made: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as served, _server(Path(served), made) as (_, url):
         _ask(url, "PUT", "/v1/adapters/topics", {"source": f"file:{made / METHODS[0]}-0"})
         body = {"adapter_id": "topics", "inputs": [f"{TEXT} {number}" for number in range(16)]}
-        capacity = asyncio.run(_arrivals(url, body, rate=1e9, seconds=5.0, most=16))
+        capacity = asyncio.run(_arrivals(url, body, rate=1e9, seconds=5.0, most=4, deadline_ms=30_000))
         rate = capacity["answered"] / capacity["seconds"]
         found = asyncio.run(_arrivals(url, body, rate * TIMES, FLOOD_S, most=4000))
         return {"capacity_requests_per_s": round(rate, 1), "offered_per_s": round(rate * TIMES, 1), **_summary(found)}
 
 
-async def _arrivals(url: str, body: dict[str, Any], rate: float, seconds: float, most: int) -> dict[str, Any]:
+async def _arrivals(
+    url: str, body: dict[str, Any], rate: float, seconds: float, most: int, deadline_ms: int = DEADLINE_MS
+) -> dict[str, Any]:
     """Requests at random times, at most so many at once; latency counts from when each was due."""
     content, host = json.dumps(body).encode(), url.removeprefix("http://")
     name, port = host.split(":")
     head = (
         f"POST /v1/classify HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        f"x-request-timeout-ms: {DEADLINE_MS}\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"x-request-timeout-ms: {deadline_ms}\r\ncontent-length: {len(content)}\r\n\r\n"
     ).encode()
     found: dict[str, list[float]] = {}
     room = asyncio.Semaphore(most)
