@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
@@ -95,6 +96,7 @@ class Tokens:
         self._tokenizer, self._questions, self._truncate = tokenizer, questions, truncate
         self._max_tokens, self._side = max_tokens, side
         self._whole: list[Encoded] | None = None
+        self._making = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -105,9 +107,10 @@ class Tokens:
 
     def fitted(self, max_length: int) -> list[Encoded]:
         """For an adapter that takes so many tokens. Raises TextTooLong, InvalidInput."""
-        if self._whole is None:
-            self._whole = [self._tokenizer.encode_whole(one.text, one.text_pair, one.field) for one in self._questions]
-        fit = self._tokenizer.fit
+        encode, fit = self._tokenizer.encode_whole, self._tokenizer.fit
+        with self._making:  # the adapters of a fan-out come on many threads at the same time
+            if self._whole is None:
+                self._whole = [encode(one.text, one.text_pair, one.field) for one in self._questions]
         length = max_length if self._max_tokens is None else min(max_length, self._max_tokens)
         return [
             fit(whole, one.text, one.text_pair, length, self._truncate, one.field, self._side)
@@ -146,8 +149,13 @@ async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Resul
     """Do the work, and drop it where it waits once the client has closed the connection or its time is up."""
     task = asyncio.current_task()
     assert task is not None, "requests are served by tasks; this is a bug"
-    leaving = asyncio.create_task(_left(visit.request))
-    leaving.add_done_callback(lambda left: None if left.cancelled() else task.cancel())
+    leaving, is_working = asyncio.create_task(_left(visit.request)), True
+
+    def leave(left: asyncio.Task[None]) -> None:
+        if is_working and not left.cancelled():
+            task.cancel()
+
+    leaving.add_done_callback(leave)
     try:
         async with asyncio.timeout(_time_left(visit)):
             return await work
@@ -161,6 +169,7 @@ async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Resul
         task.uncancel()
         raise ClientLeft("the client closed the connection before it was answered") from None
     finally:
+        is_working = False  # one that leaves from now on must not hit what comes after
         leaving.cancel()
 
 

@@ -106,7 +106,6 @@ class Keys:
         self._raw = _read(path)
         self._keys = _parse(self._raw, path)
         self._looked_at = monotonic()
-        self._warned = False
         self._warn_if_open()
 
     def __len__(self) -> int:

@@ -78,9 +78,8 @@ class Ledger:
     def write(self, records: Iterable[Record]) -> None:
         """Write everything down, at once and for good. Raises StorageFailed; then the old state stands."""
         adapters = {record.adapter_id: entry for record in records if (entry := entry_of(record)) is not None}
-        text = json.dumps(
-            {"schema": SCHEMA, "adapters": adapters}, ensure_ascii=False
-        )  # indented, a write takes twice as long
+        # not indented: a write would take twice as long
+        text = json.dumps({"schema": SCHEMA, "adapters": adapters}, ensure_ascii=False)
         with _told("the change could not be written down"):
             self._begin()
             draft = self._folder / f".{FILE_NAME}"
@@ -100,7 +99,6 @@ class Ledger:
             self._take()
             if (self._folder / FILE_NAME).exists():
                 self.close()
-                self._lock = None
                 raise StorageFailed(
                     f"`{self._folder}` was written to by another server; restart, or give each its own --state"
                 )

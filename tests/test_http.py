@@ -388,6 +388,7 @@ def test_many_clients_get_the_answers_of_their_own_adapters(client: TestClient) 
 def test_health_base_and_metrics_are_served(client: TestClient, bert_base: BaseModel) -> None:
     assert client.get("/health/live").json()["status"] == "ok"
     assert client.get("/health/ready").json()["status"] == "ok"
+    assert client.get("/health/startup").json()["status"] == "ok"
     assert client.get("/v1/base").json()["fingerprint"] == bert_base.fingerprint
     assert client.get("/v1/adapters/film-reviews").json()["labels"] == ["label0", "label1", "label2"]
     text = client.get("/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
+from server.classification import Question, Tokens
 from server.errors import InvalidInput, TextTooLong
-from server.tokenizer import Encoded, Side, Tokenizer
+from server.tokenizer import Encoded, Side, Text, Tokenizer
 
 NUM_WORDS = st.integers(1, 40)
 
@@ -66,3 +68,19 @@ def test_a_text_is_never_cut_to_nothing(
     assert tokenizer.fit(whole, text, None, 3, True, "text").token_ids[:2] in ((2, 6), (5, 6))
     with pytest.raises(TextTooLong, match=f"nothing is left if it is cut to {length}"):
         tokenizer.fit(whole, text, None, length, True, "text")
+
+
+def test_a_text_is_tokenised_once_however_many_adapters_come_for_it_together(base_folders: dict[str, Path]) -> None:
+    class Counting(Tokenizer):
+        num_calls = 0
+
+        def encode_whole(self, text: Text, text_pair: str | None, field: str) -> Encoded:
+            self.num_calls += 1
+            return super().encode_whole(text, text_pair, field)
+
+    tokenizer = Counting(base_folders["bert"])
+    tokens = Tokens(tokenizer, [Question("inputs", "word1 word2 " * 20_000)], truncate=True)
+    with ThreadPoolExecutor(8) as pool:
+        fitted = list(pool.map(tokens.fitted, range(8, 40)))
+    assert [len(one.token_ids) for [one] in fitted] == list(range(8, 40))
+    assert tokenizer.num_calls == 1

@@ -32,6 +32,12 @@ async def ready(request: Request, response: Response) -> Health:
     return await live(request, response)
 
 
+@router.get("/health/startup", responses={503: {"model": Health}})
+async def startup(request: Request, response: Response) -> Health:
+    """Whether the start is over: the same as ready, under the name that startup probes have."""
+    return await live(request, response)
+
+
 @router.get("/metrics", response_class=Response, responses=ALWAYS, dependencies=[Depends(Needs("metrics"))])
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
