@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from server import __version__
 from server.errors import AdaptermuxError, MethodUnsupported, RecipeError
-from server.manifest import PROBLEM_TYPES
-
-if TYPE_CHECKING:
-    from training.run import Outcome
-
-EXAMPLE = """example:
-  adaptermux-train run --data training/data/device_reviews --method lora --output adapters/device-reviews --seed 0
-"""
-KINDS = {"single_label": "one label a text", "multi_label": "several labels a text", "regression": "a number a text"}
-ROWS = {
-    "validation_accuracy": "validation accuracy",
-    "test_accuracy": "test accuracy",
-    "validation_micro_f1": "validation micro-F1",
-    "test_micro_f1": "test micro-F1",
-    "test_macro_f1": "test macro-F1",
-    "test_subset_accuracy": "test, all labels of a text right",
-    "validation_pearson": "validation Pearson",
-    "test_pearson": "test Pearson",
-    "test_spearman": "test Spearman",
-    "test_rmse": "test RMSE",
-    "floor_test_accuracy": "floor: TF-IDF + logistic regression",
-    "floor_test_micro_f1": "floor: TF-IDF + logistic, micro-F1",
-    "floor_test_pearson": "floor: TF-IDF + ridge, Pearson",
-}
-"""What the table shows of a run, as far as its problem type has it."""
+from training.verbs import verbs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     flags = make_parser().parse_args(arguments)
+    # peft reads a property that transformers has renamed; the user can do nothing about it
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
-        return _run(flags)
+        return verbs()[flags.verb].run(flags)
     except (RecipeError, MethodUnsupported) as error:
         print(f"adaptermux-train: {error}", file=sys.stderr)
         return 2
@@ -56,95 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The flags of every verb."""
     raw = argparse.RawDescriptionHelpFormatter
+    examples = "\n".join(f"  {verb.EXAMPLE}" for verb in verbs().values())
     parser = argparse.ArgumentParser(
-        prog="adaptermux-train", description="Make adapters.", epilog=EXAMPLE, formatter_class=raw
+        prog="adaptermux-train", description="Make adapters.", epilog=f"examples:\n{examples}", formatter_class=raw
     )
     parser.add_argument("--version", action="version", version=f"adaptermux {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    run = verbs.add_parser(
-        "run",
-        help="train one adapter and write its folder",
-        description="Train one adapter.",
-        epilog=EXAMPLE,
-        formatter_class=raw,
-    )
-    run.add_argument("--data", required=True, help="folder with train.csv, a .csv or .jsonl file, or hub:name")
-    run.add_argument("--method", required=True, help="bitfit, bottleneck, head, ia3, lora or prefix")
-    run.add_argument("--output", required=True, type=Path, help="folder to write; its name is the adapter's id")
-    run.add_argument("--base", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or hub id (%(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="fixes the rows, their order and the weights (%(default)s)")
-    run.add_argument("--train-rows", type=int, help="use that many training rows, stratified by label")
-    run.add_argument("--recipe", type=Path, help="TOML or JSON file with training settings")
-    run.add_argument("--text-column", help="column of the texts")
-    run.add_argument("--pair-column", help="column of the second texts, for pairs")
-    run.add_argument("--label-column", help="column of the labels, or of the numbers")
-    run.add_argument(
-        "--problem-type",
-        choices=("auto", *PROBLEM_TYPES),
-        default="auto",
-        help="one label a text, several (a list, or names joined by |), or a number; auto reads it off lists and "
-        "fractions in .jsonl and hub data, and takes one label otherwise",
-    )
-    run.add_argument("--work-dir", type=Path, help="keep checkpoints here and go on from the last one")
-    run.add_argument("--report-to", default="none", help="a tracker that transformers knows, such as tensorboard")
-    run.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
-    run.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
-
-
-def _run(flags: argparse.Namespace) -> int:
-    if flags.train_rows is not None and flags.train_rows < 1:
-        raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
-    # peft reads a property that transformers has renamed; the user can do nothing about it
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    from training.recipe import Recipe, read_recipe
-    from training.run import Run, train
-    from training.sources import Columns
-
-    outcome = train(
-        Run(
-            data=flags.data,
-            method=flags.method,
-            output=flags.output,
-            base=flags.base,
-            seed=flags.seed,
-            train_rows=flags.train_rows,
-            recipe=read_recipe(flags.recipe) if flags.recipe else Recipe(),
-            columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
-            problem_type=flags.problem_type,
-            work=flags.work_dir,
-            report_to=flags.report_to,
-            overwrite=flags.overwrite,
-            show_progress=not flags.quiet,
+    choices = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in verbs().items():
+        verb.add_flags(
+            choices.add_parser(
+                name,
+                help=verb.HELP,
+                description=verb.DESCRIPTION,
+                epilog=f"example:\n  {verb.EXAMPLE}",
+                formatter_class=raw,
+            )
         )
-    )
-    if outcome is not None:
-        print(json.dumps(_record(outcome), indent=2) if flags.json else _table(outcome))
-    return 0
-
-
-def _record(outcome: Outcome) -> dict[str, object]:
-    return {
-        "folder": str(outcome.folder),
-        "num_parameters": outcome.num_parameters,
-        "manifest": asdict(outcome.manifest),
-    }
-
-
-def _table(outcome: Outcome) -> str:
-    facts = outcome.manifest.training
-    assert facts is not None, "a trained adapter has training facts"
-    kind = KINDS[outcome.manifest.problem_type]
-    lines = [
-        f"{outcome.folder}: {outcome.manifest.method}, {outcome.num_parameters:,} trained parameters, "
-        f"{facts.num_train_rows:,} rows of {facts.data_set}, {kind}, {facts.train_s:.1f} s"
-    ]
-    for key, name in ROWS.items():
-        metric = facts.metrics.get(key)
-        if metric is None:
-            continue
-        lines.append(f"  {name:<36} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  n={metric.num_rows}")
-    if outcome.manifest.problem_type == "multi_label":
-        lines.append(f"  {'threshold, chosen on validation':<36} {outcome.manifest.threshold:.2f}")
-    return "\n".join(lines)
+    return parser

@@ -1,0 +1,1 @@
+"""Which PEFT method to use: the measurements, what they say, and how sure that is."""

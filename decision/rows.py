@@ -1,0 +1,178 @@
+"""The measurements that decisions rest on: one JSON object a line, each with where it comes from.
+
+Whoever measures writes these rows; whoever decides reads them. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+LABEL_TYPE = np.dtype("<u2")
+"""Predicted labels are kept as these, by the label's index."""
+
+
+class RowsError(Exception):
+    """A file of measurements cannot be read; the message names the line and the field."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Provenance(_Record):
+    """Where a row comes from."""
+
+    machine: str
+    """Processor, cores and, if there is one, the accelerator."""
+    versions: dict[str, str]
+    """Of Python and the libraries that matter."""
+    commit: str
+    """Of this project; ends in `+changes` where files differed from it, and is `unknown` outside a checkout."""
+    command: str
+    created: str
+    """ISO 8601, UTC."""
+
+
+class Predictions(_Record):
+    """What was answered for each row of the test split, in its order, packed."""
+
+    num_rows: int = Field(ge=1)
+    truth_sha256: str
+    """Of the true labels' indices: rows with the same one were measured on the same test."""
+    hits: str
+    """Base64 of one bit a row, first row in the highest bit: whether the answer was right."""
+    predicted: str
+    """Base64 of the zlib-compressed label indices, little-endian, 16 bits each."""
+
+    @staticmethod
+    def pack(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Predictions:
+        """truth, predicted [rows]: indices of labels."""
+        indices = predicted.astype(LABEL_TYPE).tobytes()
+        return Predictions(
+            num_rows=len(truth),
+            truth_sha256=hashlib.sha256(truth.astype(LABEL_TYPE).tobytes()).hexdigest(),
+            hits=base64.b64encode(np.packbits(truth == predicted).tobytes()).decode(),
+            predicted=base64.b64encode(zlib.compress(indices, 9)).decode(),
+        )
+
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each row was right. [rows]"""
+        bits = np.frombuffer(base64.b64decode(self.hits), dtype=np.uint8)
+        return np.unpackbits(bits, count=self.num_rows).astype(np.bool_)
+
+    def labels(self) -> NDArray[np.int64]:
+        """The label that was answered for each row. [rows]"""
+        indices = zlib.decompress(base64.b64decode(self.predicted))
+        return np.frombuffer(indices, dtype=LABEL_TYPE).astype(np.int64)
+
+
+class _TrainingRow(_Record):
+    schema_number: Literal[1] = 1
+    plan: str
+    """Name of the plan that asked for it."""
+    task: str
+    candidate: str
+    """What is compared: a method with its options, by the name it has in the plan."""
+    method: str
+    """The PEFT method, or `majority`, `probe` or `full`."""
+    train_rows: int = Field(ge=1)
+    seed: int
+    """Fixes the training rows, their order and the initial weights, the same for every candidate."""
+    recipe: dict[str, Any]
+    """Every setting of the training run."""
+    validation_accuracy: float = Field(ge=0, le=1)
+    train_cpu_s: float = Field(ge=0)
+    """CPU seconds of the training alone: on a shared machine they say more than the clock."""
+    train_s: float = Field(ge=0)
+    peak_memory_bytes: int | None = None
+    """The highest of the process, or of the accelerator where there is one; null where it had other work too."""
+    provenance: Provenance
+
+
+class TrialRow(_TrainingRow):
+    """One trial of tuning: measured on validation rows, never on test."""
+
+    kind: Literal["trial"] = "trial"
+
+
+class QualityRow(_TrainingRow):
+    """One final run, measured once on test."""
+
+    kind: Literal["quality"] = "quality"
+    num_labels: int = Field(ge=2)
+    is_pair: bool
+    """Whether the task is about pairs of texts."""
+    test_accuracy: float = Field(ge=0, le=1)
+    test_macro_f1: float = Field(ge=0, le=1)
+    test_ece: float = Field(ge=0, le=1)
+    """Expected calibration error in 15 bins (Guo et al. 2017) of the scores as they come out of training."""
+    test_ece_calibrated: float = Field(ge=0, le=1)
+    """The same with the temperature that was fitted on validation rows."""
+    temperature: float = Field(gt=0)
+    num_adapter_parameters: int = Field(ge=0)
+    """Trained, without the head."""
+    num_head_parameters: int = Field(ge=0)
+    adapter_bytes: int = Field(ge=0)
+    """Of the weights file, head included."""
+    num_steps: int = Field(ge=0)
+    curve: list[tuple[int, float]]
+    """Step and validation accuracy, some times during training."""
+    predictions: Predictions
+
+
+Row = Annotated[TrialRow | QualityRow, Field(discriminator="kind")]
+_ROW: TypeAdapter[TrialRow | QualityRow] = TypeAdapter(Row)
+
+
+def read(path: Path) -> list[TrialRow | QualityRow]:
+    """Every row of a file; a last line that was cut off is left out. Raises RowsError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RowsError(f"`{path}` cannot be read: {error}") from error
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def append(path: Path, row: TrialRow | QualityRow) -> None:
+    """Write a row at the end so that it is there after a crash; a line that was cut off before it is removed.
+
+    One process writes a file at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        _cut_torn_line(file.fileno())
+        file.write(row.model_dump_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def quality(rows: Sequence[TrialRow | QualityRow]) -> list[QualityRow]:
+    """The final runs among them."""
+    return [row for row in rows if isinstance(row, QualityRow)]
+
+
+def _parse(path: Path, number: int, line: str) -> TrialRow | QualityRow:
+    try:
+        return _ROW.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "the line"
+        raise RowsError(f"`{path}`, line {number}: `{name}`: {first['msg']}") from error
+
+
+def _cut_torn_line(handle: int) -> None:
+    size = os.fstat(handle).st_size
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        os.ftruncate(handle, os.pread(handle, size, 0).rfind(b"\n") + 1)
