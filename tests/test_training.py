@@ -31,9 +31,9 @@ from tests.conftest import MODEL_TYPES
 from tests.seeded import NAMES
 from training import command
 from training.data import load, targets
+from training.fit import make_model, make_optimizer
 from training.model import PooledClassifier
 from training.recipe import Recipe
-from training.run import _make_model, _make_optimizer
 from training.texts import Texts
 
 TOPICS = {"animals": range(40), "boats": range(40, 80), "cheese": range(80, 120)}
@@ -169,8 +169,8 @@ def test_all_of_a_native_head_has_the_heads_learning_rate(
     texts = Texts(
         splits.test, targets(splits.test, splits.labels, splits.problem_type), Tokenizer(base_folders[model_type]), 64
     )
-    model = _make_model(base_folders[model_type], plan, methods()["lora"], family_of(model_type), splits, texts)
-    adapter, head = _make_optimizer(model, plan).param_groups
+    model = make_model(base_folders[model_type], plan, methods()["lora"], family_of(model_type), splits, texts)
+    adapter, head = make_optimizer(model, plan, family_of(model_type)).param_groups
     assert (head["lr"], len(head["params"])) == (plan.head_learning_rate, num_tensors)
     assert adapter["params"]
 

@@ -25,10 +25,7 @@ def floor(splits: Splits) -> Mapping[str, Metric]:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     try:
         train = words.fit_transform(_texts(splits.train))
-        truth = {
-            name: targets(rows, splits.labels, splits.problem_type)
-            for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-        }
+        truth = {name: targets(rows, splits.labels, splits.problem_type) for name, rows in splits.by_name().items()}
         test = words.transform(_texts(splits.test))
         if splits.problem_type == "regression":
             guessed = Ridge().fit(train, truth["train"]).predict(test)
