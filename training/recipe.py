@@ -22,6 +22,8 @@ SAMPLES = 6000
 MIN_EPOCHS, MAX_EPOCHS = 3, 20
 DEFAULT_MAX_LENGTH = 512
 
+Quantization = Literal["nf4"]
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -39,6 +41,8 @@ class Plan:
     max_length: int
     pooling: Pooling
     precision: str
+    quantize: Quantization | None
+    gradient_checkpointing: bool
 
 
 class Trainable(Protocol):
@@ -84,6 +88,10 @@ class Recipe(BaseModel):
     """null takes the family's default: mean for encoders, last for decoders."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto computes in bfloat16 where the hardware multiplies it."""
+    quantize: Quantization | None = None
+    """nf4 holds the frozen linear layers in 4 bits while training (Dettmers et al. 2023)."""
+    gradient_checkpointing: bool = False
+    """Computes each layer's activations again for the backward pass: less memory, about a third more time."""
 
     def settle(self, method: Trainable, family: Family, num_rows: int, length_limit: int) -> Plan:
         """Fill in the defaults of the method, the family and the data. Raises RecipeError.
@@ -94,6 +102,11 @@ class Recipe(BaseModel):
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
+        if self.gradient_checkpointing and method.num_virtual_tokens(options):
+            raise RecipeError(
+                f"`gradient_checkpointing` does not go with method {method.name}: layers that are computed again lose "
+                "the keys and values in front of a text; leave it out"
+            )
         return Plan(
             options=options,
             learning_rate=self.learning_rate or method.learning_rate,
@@ -107,6 +120,8 @@ class Recipe(BaseModel):
             max_length=self.max_length or min(length_limit, DEFAULT_MAX_LENGTH),
             pooling=self.pooling or family.default_pooling,
             precision=self.precision,
+            quantize=self.quantize,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
     def _options(self, method: Trainable) -> dict[str, float]:

@@ -12,6 +12,7 @@ from server.errors import RecipeError
 from server.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
+    from training.recipe import Recipe
     from training.run import Outcome
 
 HELP = "train one adapter and write its folder"
@@ -50,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="fixes the rows, their order and the weights (%(default)s)")
     parser.add_argument("--train-rows", type=int, help="use that many training rows, stratified by label")
     parser.add_argument("--recipe", type=Path, help="TOML or JSON file with training settings")
+    add_memory_flags(parser)
     parser.add_argument("--text-column", help="column of the texts")
     parser.add_argument("--pair-column", help="column of the second texts, for pairs")
     parser.add_argument("--label-column", help="column of the labels, or of the numbers")
@@ -67,10 +69,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    """What makes a large base fit; both are fields of a recipe, too."""
+    parser.add_argument(
+        "--quantize", choices=("nf4",), help="hold the frozen base in 4 bits while training; needs adaptermux[quantize]"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory for activations, about a third more time"
+    )
+
+
+def recipe_of(flags: argparse.Namespace) -> Recipe:
+    """The recipe that the flags name, changed as the flags say. Raises RecipeError."""
+    from training.recipe import Recipe, read_recipe
+
+    recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
+    changes: dict[str, object] = {}
+    if flags.quantize is not None:
+        changes["quantize"] = flags.quantize
+    if flags.gradient_checkpointing:
+        changes["gradient_checkpointing"] = True
+    return recipe.model_copy(update=changes)
+
+
 def run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
-    from training.recipe import Recipe, read_recipe
     from training.run import Run, train
     from training.sources import Columns
 
@@ -82,7 +106,7 @@ def run(flags: argparse.Namespace) -> int:
             base=flags.base,
             seed=flags.seed,
             train_rows=flags.train_rows,
-            recipe=read_recipe(flags.recipe) if flags.recipe else Recipe(),
+            recipe=recipe_of(flags),
             columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
             problem_type=flags.problem_type,
             work=flags.work_dir,
