@@ -66,7 +66,9 @@ class Lora(Method[LowRank]):
         if init.startswith(BASE_CHANGING_INITS):
             raise MethodUnsupported(f"`init_lora_weights: {init}` changes the base weights, which this server shares")
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         rank = self._rank(config, site.name)
         return (rank, site.in_features) if role == DOWN else (site.out_features, rank)
 
