@@ -90,7 +90,7 @@ class Recipe(BaseModel):
 
         length_limit: tokens that the base model can read.
         """
-        options = self._options(method)
+        options = self.options_of(method)
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
@@ -109,7 +109,7 @@ class Recipe(BaseModel):
             precision=self.precision,
         )
 
-    def _options(self, method: Trainable) -> dict[str, float]:
+    def options_of(self, method: Trainable) -> dict[str, float]:
         unknown = sorted(set(self.options) - set(method.options))
         if unknown:
             known = ", ".join(method.options) or "none"
