@@ -98,7 +98,7 @@ class Recipe(BaseModel):
 
         length_limit: tokens that the base model can read.
         """
-        options = self._options(method)
+        options = self.options_of(method)
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
@@ -124,7 +124,7 @@ class Recipe(BaseModel):
             gradient_checkpointing=self.gradient_checkpointing,
         )
 
-    def _options(self, method: Trainable) -> dict[str, float]:
+    def options_of(self, method: Trainable) -> dict[str, float]:
         unknown = sorted(set(self.options) - set(method.options))
         if unknown:
             known = ", ".join(method.options) or "none"
