@@ -45,13 +45,14 @@ recipe = {{ epochs = 4, batch_size = 8, max_length = 16, precision = "float32" }
 tasks = {{ topics = {{ hub = "nobody/topics" }} }}
 candidates = [
     {{ name = "most", method = "majority" }},
+    {{ name = "words", method = "words", tune = {{ strength = [1.0, 10.0] }} }},
     {{ name = "probe", method = "probe", tune = {{ strength = [1.0, 10.0] }} }},
     {{ name = "small", method = "lora", options = {{ rank = 2 }}, tune = {{ learning_rate = [1e-3, 1e-2] }} }},
     {{ name = "whole", method = "full", tune = {{ learning_rate = [1e-4, 1e-3] }} }},
 ]
 """
-NUM_CELLS = 3 * 2 + 4 * 2
-"""Trials of the three that are tuned, and final runs of all."""
+NUM_CELLS = 4 * 2 + 5 * 2
+"""Trials of the four that are tuned, and final runs of all."""
 
 
 class Here:
@@ -122,11 +123,11 @@ def figures(path: Path) -> dict[str, tuple[object, ...]]:
 def test_every_candidate_has_its_trials_and_every_final_run_its_figures(whole: Path, plan: GridPlan) -> None:
     rows = read(whole)
     trials = [row for row in rows if isinstance(row, TrialRow)]
-    assert sorted(row.candidate for row in trials) == ["probe"] * 2 + ["small"] * 2 + ["whole"] * 2
+    assert sorted(row.candidate for row in trials) == ["probe"] * 2 + ["small"] * 2 + ["whole"] * 2 + ["words"] * 2
     assert {row.seed for row in trials} == {9}
     finals = quality(rows)
     assert sorted((row.candidate, row.seed) for row in finals) == [
-        (candidate.name, seed) for candidate in sorted(plan.candidates, key=lambda one: one.name) for seed in (0, 1)
+        (name, seed) for name in sorted(candidate.name for candidate in plan.candidates) for seed in (0, 1)
     ]
     for row in finals:
         assert row.predictions.num_rows == 30
@@ -241,9 +242,9 @@ def test_one_seed_gives_every_candidate_the_same_rows_order_and_head(
         ("final_seeds = [0, 1]", "final_seeds = [0, 9]", "seed 9 is among"),
         ("final_seeds = [0, 1]", "final_seeds = [0, 0]", "`final_seeds` holds the same one twice"),
         ('name = "small"', 'name = "most"', "`candidates` holds the same one twice"),
-        ("[1e-3, 1e-2]", "[1e-3]", "same number of trials; they have: probe 2, small 1, whole 2"),
+        ("[1e-3, 1e-2]", "[1e-3]", "same number of trials; they have: words 2, probe 2, small 1, whole 2"),
         ('method = "lora"', 'method = "lara"', "method `lara` is unknown; there are: .*majority"),
-        ("strength", "learning_rate", "`learning_rate` cannot be tuned for probe; can be: strength"),
+        ("strength", "learning_rate", "`learning_rate` cannot be tuned for words; can be: strength"),
         ("rank = 2", "size = 2", "option `size` is unknown to method lora; its options: rank"),
         ("rank = 2", "rank = 0", "option `rank` is 0.0, it must lie between 1"),
         ("tuning_seeds = [9]", "", "`tuning_seeds` is empty"),
