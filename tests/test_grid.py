@@ -137,8 +137,8 @@ def test_every_candidate_has_its_trials_and_every_final_run_its_figures(whole: P
         assert len(row.curve) == (2 if row.method in ("lora", "full") else 0)
     small = next(row for row in finals if row.candidate == "small")
     assert small.recipe["options"]["rank"] == 2
-    assert small.num_adapter_parameters == 2 * 3 * 2 * (32 + 32)  # rank, layers, q and v, both factors
-    assert small.num_head_parameters == 3 * 33
+    assert small.num_adapter_parameters == 2 * 2 * 2 * (48 + 48)  # rank, layers, q and v, both factors
+    assert small.num_head_parameters == 3 * 49
     assert small.adapter_bytes > 4 * (small.num_adapter_parameters + small.num_head_parameters)
 
 
