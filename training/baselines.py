@@ -1,4 +1,4 @@
-"""What an adapter is compared with: the commonest label, a linear probe on the frozen base, the whole base trained."""
+"""What an adapter is compared with: the commonest label, a linear probe on the frozen base, all of it trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,12 +15,11 @@ from server import base_model
 from server.tokenizer import Tokenizer
 from training.data import Splits
 from training.fit import EVALUATION_BATCH, true_answers
+from training.floor import logistic_logits
+from training.metrics import Values
 from training.model import PooledClassifier
 from training.recipe import Plan
 from training.texts import Padding, Texts
-
-Logits = Mapping[str, NDArray[np.float64]]
-"""By split: [rows, labels]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +37,23 @@ class FullFineTuning:
         return 0
 
 
-def majority(splits: Splits) -> Logits:
+def majority(splits: Splits) -> Mapping[str, Values]:
     """Every label's share of the training rows, whatever the text says."""
     counts = np.bincount(true_answers(splits)["train"], minlength=len(splits.labels))
     logits = np.log((counts + 1) / (counts + 1).sum())
     return {name: np.tile(logits, (len(rows), 1)) for name, rows in splits.by_name().items()}
 
 
-def probe(splits: Splits, folder: Path, plan: Plan, strength: float) -> Logits:
+def probe(splits: Splits, folder: Path, plan: Plan, strength: float) -> Mapping[str, Values]:
     """A logistic regression on the texts' pooled embeddings, each computed once.
 
     strength: C of scikit-learn, the inverse of the regularisation.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    embeddings, truth = embed(splits, folder, plan), true_answers(splits)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(embeddings["train"], truth["train"])
-    absent = np.log(1e-6)  # a label that no training row has
-    found = {}
-    for name, rows in embeddings.items():
-        logits = np.full((len(rows), len(splits.labels)), absent)
-        logits[:, model.classes_] = model.predict_log_proba(rows)
-        found[name] = logits
-    return found
+    return logistic_logits(embed(splits, folder, plan), true_answers(splits)["train"], len(splits.labels), strength)
 
 
 @torch.no_grad()
-def embed(splits: Splits, folder: Path, plan: Plan) -> Logits:
+def embed(splits: Splits, folder: Path, plan: Plan) -> Mapping[str, Values]:
     """What the frozen base makes of every text, pooled: [rows, hidden]."""
     family = base_model.family_of_folder(folder)
     model = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling).eval()

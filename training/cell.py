@@ -21,7 +21,8 @@ from server.methods import method_named
 from training import baselines, metrics
 from training.data import Splits, load
 from training.fit import Work, fit, true_answers
-from training.grid_plan import FULL, MAJORITY, PROBE, STRENGTH, Cell
+from training.floor import word_logits
+from training.grid_plan import FULL, MAJORITY, PROBE, STRENGTH, WORDS, Cell
 from training.metrics import Values
 from training.provenance import provenance
 from training.recipe import Plan
@@ -83,22 +84,8 @@ def settle(cell: Cell, folder: Path) -> Plan:
 def _make(cell: Cell, splits: Splits, scratch: Path) -> _Made:
     folder = base_model.locate(cell.base)
     plan = settle(cell, folder)
-    if cell.method == MAJORITY:
-        return _Made(baselines.majority(splits).__getitem__, {})
-    if cell.method == PROBE:
-        strength = dict(cell.settings)[STRENGTH]
-        began, began_cpu = time.perf_counter(), time.process_time()
-        logits = baselines.probe(splits, folder, plan, strength)
-        config = AutoConfig.from_pretrained(folder)
-        num_parameters = len(splits.labels) * (config.hidden_size + 1)
-        return _Made(
-            predict=logits.__getitem__,
-            recipe={STRENGTH: strength, "max_length": plan.max_length, "pooling": plan.pooling},
-            train_s=round(time.perf_counter() - began, 3),
-            train_cpu_s=round(time.process_time() - began_cpu, 3),
-            num_head_parameters=num_parameters,
-            num_bytes=4 * num_parameters,
-        )
+    if cell.method != FULL and cell.is_baseline:
+        return _make_baseline(cell, splits, folder, plan)
     method = baselines.FullFineTuning() if cell.method == FULL else method_named(cell.method)
     fitted = fit(splits, folder, method, plan, cell.seed, Work(scratch, num_evaluations=cell.num_evaluations))
     return _Made(
@@ -111,6 +98,28 @@ def _make(cell: Cell, splits: Splits, scratch: Path) -> _Made:
         num_bytes=_file_bytes(fitted.model, scratch) if cell.is_final else 0,
         num_steps=fitted.num_steps,
         curve=fitted.curve,
+    )
+
+
+def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Made:
+    """One that trains nothing of the base."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    settings, num_parameters = dict(cell.settings), 0
+    if cell.method == MAJORITY:
+        logits = baselines.majority(splits)
+    elif cell.method == WORDS:
+        logits = word_logits(splits, settings[STRENGTH])
+    else:
+        assert cell.method == PROBE, f"baseline `{cell.method}` is in the list but cannot be made; this is a bug"
+        logits = baselines.probe(splits, folder, plan, settings[STRENGTH])
+        num_parameters = len(splits.labels) * (AutoConfig.from_pretrained(folder).hidden_size + 1)
+    return _Made(
+        predict=logits.__getitem__,
+        recipe=settings,
+        train_s=round(time.perf_counter() - began, 3),
+        train_cpu_s=round(time.process_time() - began_cpu, 3),
+        num_head_parameters=num_parameters,
+        num_bytes=4 * num_parameters,
     )
 
 

@@ -8,7 +8,7 @@ from server import base_model
 from server.tokenizer import Tokenizer
 from training.cell import read_data, settle
 from training.grid import Row
-from training.grid_plan import FULL, MAJORITY, PROBE, Cell
+from training.grid_plan import FULL, MAJORITY, PROBE, WORDS, Cell
 
 TRAIN_MS, FULL_MS, FORWARD_MS = 0.27, 0.6, 0.1
 """CPU milliseconds a token of MiniLM: a training step of an adapter, one of the whole base, a pass forward."""
@@ -26,22 +26,23 @@ class Estimate:
 
     def note(self, cell: Cell, row: Row) -> None:
         """Learn from a finished cell."""
-        self._predicted += self._training_s(cell)
-        self._measured += row.train_cpu_s
-        self._num_rows += 1
+        predicted = self._training_s(cell)
+        self._predicted += predicted
+        self._measured += row.train_cpu_s if predicted else 0
+        self._num_rows += predicted > 0
 
     def cpu_s(self, cell: Cell) -> float:
         """Of a cell that is not finished. Raises DataError where its rows cannot be read."""
         measuring = cell.validation_rows * (cell.num_evaluations + 1)
         if cell.is_final:
             measuring += cell.test_rows or 0
-        if cell.method == MAJORITY:
-            return 0.1
+        if cell.method in (MAJORITY, WORDS):
+            return 0.2
         measuring_s = measuring * self._tokens_of(cell) * FORWARD_MS / 1000
         return (self._training_s(cell) + measuring_s) * self._correction()
 
     def _training_s(self, cell: Cell) -> float:
-        if cell.method == MAJORITY:
+        if cell.method in (MAJORITY, WORDS):
             return 0.0
         plan = settle(cell, base_model.locate(cell.base))
         passes, cost = plan.epochs, TRAIN_MS

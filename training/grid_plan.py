@@ -19,10 +19,11 @@ from server.methods import method_named, methods
 from training.recipe import Recipe
 from training.sources import Columns
 
-MAJORITY, PROBE, FULL = "majority", "probe", "full"
-BASELINES = (MAJORITY, PROBE, FULL)
+MAJORITY, WORDS, PROBE, FULL = "majority", "words", "probe", "full"
+BASELINES = (MAJORITY, WORDS, PROBE, FULL)
+"""The commonest label, logistic regressions on TF-IDF of words and on the base's embeddings, full fine-tuning."""
 STRENGTH = "strength"
-"""What is tuned of the probe: C of scikit-learn's logistic regression."""
+"""What is tuned of a logistic regression: C of scikit-learn."""
 RATES = ("learning_rate", "head_learning_rate")
 
 Settings = tuple[tuple[str, float], ...]
@@ -59,7 +60,7 @@ class Candidate(_Section):
     @model_validator(mode="after")
     def _check(self) -> Candidate:
         known: tuple[str, ...] = RATES
-        if self.method == PROBE:
+        if self.method in (WORDS, PROBE):
             known = (STRENGTH,)
         elif self.method == MAJORITY:
             known = ()
