@@ -146,6 +146,14 @@ def test_the_smallest_p_is_what_so_many_seeds_allow(num_seeds: int, smallest: fl
     assert sign_flip_p(np.arange(1, num_seeds + 1)) == pytest.approx(smallest)
 
 
+def test_many_seeds_are_flipped_at_random_and_alike_each_time() -> None:
+    differences = np.random.default_rng(0).normal(0.5, 1, 20)
+    exact = np.random.default_rng(1).choice((-1, 1), (200_000, 20)) @ differences
+    share = float(np.mean(np.abs(exact) >= abs(differences.sum())))
+    assert sign_flip_p(differences) == pytest.approx(share, abs=0.005)
+    assert sign_flip_p(differences) == sign_flip_p(differences)
+
+
 def test_no_difference_at_all_has_p_1() -> None:
     assert sign_flip_p(np.zeros(5, dtype=np.int64)) == 1
 
