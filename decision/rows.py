@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 LABEL_TYPE = np.dtype("<u2")
 """Predicted labels are kept as these, by the label's index."""
+MAJORITY, PROBE, FULL = "majority", "probe", "full"
+"""Methods that make no adapter: the most frequent label, a linear model on frozen features, all weights trained."""
+BASELINES = (MAJORITY, PROBE, FULL)
 
 
 class RowsError(Exception):
