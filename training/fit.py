@@ -29,7 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from server import base_model
-from server.errors import RecipeError, TrainingFailed
+from server.errors import TrainingFailed
 from server.families import Family
 from server.heads import head_modules
 from server.manifest import ProblemType
@@ -147,8 +147,6 @@ def make_model(
     folder: Path, plan: Plan, method: Trainable, family: Family, splits: Splits, texts: Texts
 ) -> PeftModel | PreTrainedModel:
     """The base with a fresh head and the method's adapter; a method that is none of PEFT's trains the base itself."""
-    if plan.quantize is not None and not isinstance(method, Method):
-        raise RecipeError(f"`quantize` is for a frozen base, and method {method.name} trains it; leave it out")
     base = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling, splits.problem_type, plan.quantize)
     if base.config.pad_token_id is None:
         # the stock decoder heads look for padding by its id: take one that no text has

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server.errors import RecipeError
 from server.families import Family
 from server.manifest import Pooling
+from server.methods import Method
 
 # About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
 SAMPLES = 6000
@@ -102,6 +103,8 @@ class Recipe(BaseModel):
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
+        if self.quantize is not None and not isinstance(method, Method):
+            raise RecipeError(f"`quantize` is for a base that stays frozen, not for `{method.name}`; leave it out")
         if self.gradient_checkpointing and method.num_virtual_tokens(options):
             raise RecipeError(
                 f"`gradient_checkpointing` does not go with method {method.name}: layers that are computed again lose "

@@ -12,7 +12,6 @@ from server.errors import RecipeError
 from server.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
     from training.run import Outcome
 
 HELP = "train one adapter and write its folder"
@@ -52,9 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-rows", type=int, help="use that many training rows, stratified by label")
     parser.add_argument("--recipe", type=Path, help="TOML or JSON file with training settings")
     add_memory_flags(parser)
-    parser.add_argument("--text-column", help="column of the texts")
-    parser.add_argument("--pair-column", help="column of the second texts, for pairs")
-    parser.add_argument("--label-column", help="column of the labels, or of the numbers")
+    add_column_flags(parser)
     parser.add_argument(
         "--problem-type",
         choices=("auto", *PROBLEM_TYPES),
@@ -79,25 +76,31 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def recipe_of(flags: argparse.Namespace) -> Recipe:
-    """The recipe that the flags name, changed as the flags say. Raises RecipeError."""
-    from training.recipe import Recipe, read_recipe
+def add_column_flags(parser: argparse.ArgumentParser) -> None:
+    """Where texts and labels stand."""
+    parser.add_argument("--text-column", help="column of the texts")
+    parser.add_argument("--pair-column", help="column of the second texts, for pairs")
+    parser.add_argument("--label-column", help="column of the labels, or of the numbers")
 
-    recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
-    changes: dict[str, object] = {}
+
+def memory_settings(flags: argparse.Namespace) -> dict[str, object]:
+    """The fields of a recipe that the flags of `add_memory_flags` set."""
+    found: dict[str, object] = {}
     if flags.quantize is not None:
-        changes["quantize"] = flags.quantize
+        found["quantize"] = flags.quantize
     if flags.gradient_checkpointing:
-        changes["gradient_checkpointing"] = True
-    return recipe.model_copy(update=changes)
+        found["gradient_checkpointing"] = True
+    return found
 
 
 def run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
+    from training.recipe import Recipe, read_recipe
     from training.run import Run, train
     from training.sources import Columns
 
+    recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
     outcome = train(
         Run(
             data=flags.data,
@@ -106,7 +109,7 @@ def run(flags: argparse.Namespace) -> int:
             base=flags.base,
             seed=flags.seed,
             train_rows=flags.train_rows,
-            recipe=recipe_of(flags),
+            recipe=recipe.model_copy(update=memory_settings(flags)),
             columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
             problem_type=flags.problem_type,
             work=flags.work_dir,
