@@ -82,7 +82,8 @@ def _rows(
                     noise = np.random.default_rng([task_index, size, index, 90, trial]).normal(0, 0.02)
                     yield TrialRow(
                         **shared, seed=90, recipe={"learning_rate": 1e-3 * 2**trial}, train_cpu_s=5.0,
-                        validation_accuracy=float(np.clip(0.8 + noise, 0, 1)),
+                        validation_accuracy=float(np.clip(0.8 + noise, 0, 1)), validation_nll=0.6,
+                        cell=f"{task}-{size}-{candidate.name}-trial-{trial}",
                     )  # fmt: skip
                 for seed in seeds:
                     of_seed = np.random.default_rng([task_index, size, seed]).normal(0, 0.15)
@@ -103,7 +104,9 @@ def quality_row(
         **shared,
         seed=seed,
         recipe={"learning_rate": 2e-3} if candidate.learns else {},
+        cell=f"{shared['task']}-{shared['train_rows']}-{shared['candidate']}-{seed}",
         validation_accuracy=accuracy,
+        validation_nll=1 - accuracy,
         train_cpu_s=30.0 if candidate.learns else 0.1,
         num_labels=6,
         is_pair=False,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision.rows import Predictions, QualityRow, TrialRow, append
+from decision.rows import Predictions, QualityRow, TrialRow, Writer
 from server.errors import DataError
 from tests.measured import CANDIDATES, Candidate, rows
 from training import figures, report
@@ -217,7 +217,8 @@ def test_the_command_writes_the_same_page_and_figures_twice(
 ) -> None:
     files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for index, row in enumerate(grid):
-        append(files[index % 2], row)
+        with Writer(files[index % 2]) as writer:
+            writer.write(row)
     flags = ["--results", *map(str, files), "--reference", "lora-all-8", "--json"]
     contents = []
     for turn in (flags, [flags[0], *flags[2:0:-1], *flags[3:]]):
