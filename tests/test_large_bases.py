@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import training
 from server import adapter_folder, base_model
 from server.forward import Forward, load_base
 from server.jobs import Job
@@ -21,6 +23,7 @@ from server.methods import methods
 from server.store import Store
 from server.tokenizer import Tokenizer
 from tests.test_training import check_served, run, write_corpus
+from training.grid_plan import groups, read_plan
 from training.model import PooledClassifier, checkpoint_activations
 from training.recipe import Recipe
 
@@ -105,6 +108,17 @@ def test_a_prefix_that_would_be_lost_is_refused(
     arguments = ("--data", corpus, "--method", "prefix", "--base", base_folders["bert"], "--output", tmp_path / "out")
     assert run(*arguments, "--gradient-checkpointing") == 2
     assert "`gradient_checkpointing` does not go with method prefix" in capsys.readouterr().err
+
+
+def test_a_finished_cell_counts_however_its_activations_were_kept_but_not_for_other_weights() -> None:
+    plan = read_plan(Path(training.__file__).parent / "plans" / "smoke.toml")
+    group = next(groups(plan, Path("data")))
+    cell = group.finals(group.candidate.trials()[0])[0]
+
+    def key(**changes: object) -> str:
+        return replace(cell, recipe=cell.recipe.model_copy(update=changes)).key
+
+    assert key() == key(gradient_checkpointing=True) != key(quantize="nf4")
 
 
 @pytest.mark.skipif(HAS_BITSANDBYTES, reason="bitsandbytes is installed")
