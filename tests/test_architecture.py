@@ -29,7 +29,7 @@ COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
                  "server.products", "server.tokenizer", "server.errors", "decision.rows",
-                 "decision.statistics"),
+                 "decision.bootstrap", "decision.comparison", "decision.outcomes"),
     "loadtest": ("decision.rows",),
     "server": ("decision.web",),
     "decision": (),
