@@ -81,9 +81,9 @@ def _rows(
                 for trial in range(num_trials if candidate.learns else 0):
                     noise = np.random.default_rng([task_index, size, index, 90, trial]).normal(0, 0.02)
                     yield TrialRow(
-                        **shared, seed=90, recipe={"learning_rate": 1e-3 * 2**trial}, train_cpu_s=5.0,
-                        validation_accuracy=float(np.clip(0.8 + noise, 0, 1)), validation_nll=0.6,
-                        cell=f"{task}-{size}-{candidate.name}-trial-{trial}",
+                        **shared, cell=f"{task}-{size}-{index}-trial-{trial}",
+                        validation_nll=0.5, seed=90, recipe={"learning_rate": 1e-3 * 2**trial}, train_cpu_s=5.0,
+                        validation_accuracy=float(np.clip(0.8 + noise, 0, 1)),
                     )  # fmt: skip
                 for seed in seeds:
                     of_seed = np.random.default_rng([task_index, size, seed]).normal(0, 0.15)
@@ -102,11 +102,11 @@ def quality_row(
     accuracy = float(hits.mean())
     return QualityRow(
         **shared,
+        cell="-".join(map(str, (shared["task"], shared["train_rows"], candidate.name, seed))),
+        validation_nll=0.5,
         seed=seed,
         recipe={"learning_rate": 2e-3} if candidate.learns else {},
-        cell=f"{shared['task']}-{shared['train_rows']}-{shared['candidate']}-{seed}",
         validation_accuracy=accuracy,
-        validation_nll=1 - accuracy,
         train_cpu_s=30.0 if candidate.learns else 0.1,
         num_labels=6,
         is_pair=False,

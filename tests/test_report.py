@@ -79,7 +79,7 @@ def test_means_and_differences_are_those_of_the_rows(grid: list[QualityRow | Tri
     assert found.accuracy.value == pytest.approx(np.mean(own))
     assert found.seed_sd == pytest.approx(np.std(own, ddof=1))
     assert found.macro_f1 == pytest.approx(np.mean([runs["ia3", seed].test_macro_f1 for seed in range(4)]))
-    assert found.learning_rates == (2e-3,)
+    assert found.tuned == (2e-3,)
     assert found.steps_to_share == 200
     assert found.comparison is not None
     assert found.comparison.difference.value == pytest.approx(np.mean(np.subtract(own, theirs)))
@@ -216,9 +216,10 @@ def test_the_command_writes_the_same_page_and_figures_twice(
     grid: list[QualityRow | TrialRow], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    for index, row in enumerate(grid):
-        with Writer(files[index % 2]) as writer:
-            writer.write(row)
+    for index, path in enumerate(files):
+        with Writer(path) as writer:
+            for row in grid[index::2]:
+                writer.write(row)
     flags = ["--results", *map(str, files), "--reference", "lora-all-8", "--json"]
     contents = []
     for turn in (flags, [flags[0], *flags[2:0:-1], *flags[3:]]):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from decision.rows import BASELINES, FULL, MAJORITY, PROBE
+from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS
 from training.summary import Cell, Standing
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe and Ito 2008 without yellow and black, told apart by colour-blind readers, and two more."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-BASELINE_STYLES = {MAJORITY: (":", "#808080"), PROBE: ("--", "#606060"), FULL: ("-", "#202020")}
+BASELINE_STYLES = {
+    MAJORITY: (":", "#808080"),
+    WORDS: ("-.", "#909090"),
+    PROBE: ("--", "#606060"),
+    FULL: ("-", "#202020"),
+}
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 9,

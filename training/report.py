@@ -69,6 +69,8 @@ def _head(summary: Summary, command: str) -> str:
   reference was named it is the best adapter, whose luck makes the others look slightly worse than they are.
 - *p* is an exact sign-flip test over seeds. With *n* seeds it cannot be smaller than 2 / 2<sup>*n*</sup>, 0.0625 with
   five: with few seeds read the interval. Holm's adjustment is for all comparisons of the table.
+- *Tuned* is what did best in the trials, of the learning rate, the head's, or the strength of a logistic regression;
+  "(end)" marks the lowest or highest value that was tried, beyond which a better one may lie.
 - The verdict asks whether more than {_points(MARGIN)} points are lost: "not worse" where the whole interval lies above
   that loss, "worse" where it lies below, "undecided" otherwise. The last column says the same for {margins} points.
 """
@@ -111,7 +113,7 @@ def _cell(cell: Cell, command: str) -> str:
     lines += _table(
         (
             "candidate",
-            "rate",
+            "tuned",
             "parameters",
             "bytes",
             "accuracy",
@@ -144,7 +146,8 @@ def _cell(cell: Cell, command: str) -> str:
 
 
 def _identity(standing: Standing) -> tuple[str, ...]:
-    rates = ", ".join(f"{rate:g}" for rate in standing.learning_rates) or NOTHING
+    rates = ", ".join(f"{value:g}" for value in standing.tuned) or NOTHING
+    rates += " (end)" if standing.is_at_end else ""
     head = f" + {standing.num_head_parameters:,}" if standing.num_head_parameters else ""
     return f"`{standing.candidate}`", rates, f"{standing.num_adapter_parameters:,}{head}", f"{standing.adapter_bytes:,}"
 
@@ -188,7 +191,7 @@ def _tuning(cell: Cell, command: str) -> list[str]:
     rows = [
         (
             f"`{tuning.candidate}`",
-            ", ".join(f"{rate:g}" for rate in tuning.learning_rates) or NOTHING,
+            ", ".join(f"{rate:g}" for rate in tuning.tried) or NOTHING,
             str(tuning.num_trials),
             *(
                 f"{100 * tuning.expected_best[budget - 1]:.1f}" if budget <= tuning.num_trials else NOTHING
@@ -200,7 +203,7 @@ def _tuning(cell: Cell, command: str) -> list[str]:
     seeds = tuple(sorted({seed for tuning in cell.tunings for seed in tuning.seeds}))
     num_trials = sum(tuning.num_trials * len(tuning.seeds) for tuning in cell.tunings)
     return [
-        *_table(("candidate", "rates tried", "trials", *(f"best of {budget}" for budget in budgets)), rows),
+        *_table(("candidate", "tried", "trials", *(f"best of {budget}" for budget in budgets)), rows),
         "\nValidation accuracy to expect from the best of so many trials (Dodge et al. 2019).\n",
         f"{_basis(num_trials, seeds, command, what='trial')}\n",
     ]

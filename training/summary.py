@@ -52,7 +52,10 @@ class Standing:
     candidate: str
     method: str
     seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
+    tuned: tuple[float, ...]
+    """What was chosen of the values that its trials tried."""
+    is_at_end: bool
+    """Whether that is the lowest or the highest of them: the best may lie beyond."""
     num_adapter_parameters: int
     num_head_parameters: int
     adapter_bytes: int
@@ -80,7 +83,7 @@ class Tuning:
     seeds: tuple[int, ...]
     num_trials: int
     """Per seed; the fewest, should they differ."""
-    learning_rates: tuple[float, ...]
+    tried: tuple[float, ...]
     expected_best: tuple[float, ...]
     """Validation accuracy after 1, 2, ... trials, mean over seeds."""
 
@@ -206,8 +209,10 @@ def _cell(
     compared = [name for name in by_candidate if name != reference] if reference in by_candidate else []
     comparisons = measured.compare_all(compared, reference)
     majority = {run.seed: run.test_accuracy for run in runs if run.method == MAJORITY}
+    tried = _grouped(trials, lambda row: row.candidate)
     standings = [
-        _standing(found, accuracies[name], majority, comparisons.get(name)) for name, found in by_candidate.items()
+        _standing(found, tried.get(name, []), accuracies[name], majority, comparisons.get(name))
+        for name, found in by_candidate.items()
     ]
     return Cell(
         task=task,
@@ -217,7 +222,7 @@ def _cell(
         num_test_rows=hits.shape[1],
         reference=reference if reference in by_candidate else None,
         standings=tuple(sorted(standings, key=lambda found: (found.adapter_bytes, found.candidate))),
-        tunings=tuple(_tuning(found) for _, found in sorted(_grouped(trials, lambda row: row.candidate).items())),
+        tunings=tuple(_tuning(found) for _, found in sorted(tried.items())),
     )
 
 
@@ -267,7 +272,11 @@ class _Measured:
 
 
 def _standing(
-    runs: Sequence[QualityRow], accuracy: Interval, majority: Mapping[int, float], comparison: Comparison | None
+    runs: Sequence[QualityRow],
+    trials: Sequence[TrialRow],
+    accuracy: Interval,
+    majority: Mapping[int, float],
+    comparison: Comparison | None,
 ) -> Standing:
     steps = [step for run in runs if (step := steps_to_share(run.curve)) is not None]
     collapsed = [has_collapsed(run.test_accuracy, majority[run.seed]) for run in runs if run.seed in majority]
@@ -277,7 +286,8 @@ def _standing(
         candidate=first.candidate,
         method=first.method,
         seeds=tuple(run.seed for run in runs),
-        learning_rates=_learning_rates(runs),
+        tuned=(tuned := _values(runs, _knobs(trials))),
+        is_at_end=bool({min(tried), max(tried)} & set(tuned)) if (tried := _values(trials, _knobs(trials))) else False,
         num_adapter_parameters=first.num_adapter_parameters,
         num_head_parameters=first.num_head_parameters,
         adapter_bytes=max(run.adapter_bytes for run in runs),
@@ -303,7 +313,7 @@ def _tuning(trials: Sequence[TrialRow]) -> Tuning:
         method=trials[0].method,
         seeds=tuple(sorted(by_seed)),
         num_trials=num_trials,
-        learning_rates=_learning_rates(trials),
+        tried=_values(trials, _knobs(trials)),
         expected_best=tuple(map(float, np.mean(curves, axis=0))),
     )
 
@@ -398,9 +408,15 @@ def _named_versions(source: Provenance) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(source.versions.items()))
 
 
-def _learning_rates(rows: Sequence[Row]) -> tuple[float, ...]:
-    rates = {row.recipe.get("learning_rate") for row in rows}
-    return tuple(sorted(float(rate) for rate in rates if isinstance(rate, int | float)))
+def _knobs(trials: Sequence[TrialRow]) -> set[str]:
+    """The settings that differ between the trials of a candidate: what was tuned."""
+    names = {name for trial in trials for name in trial.recipe}
+    return {name for name in names if len({str(trial.recipe[name]) for trial in trials if name in trial.recipe}) > 1}
+
+
+def _values(rows: Sequence[Row], knobs: set[str]) -> tuple[float, ...]:
+    found = {row.recipe[name] for row in rows for name in knobs if name in row.recipe}
+    return tuple(sorted(float(value) for value in found if isinstance(value, int | float)))
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

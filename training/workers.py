@@ -130,7 +130,7 @@ def _limit(num_threads: int) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(min(num_threads, torch.get_num_threads()))  # fewer where OMP_NUM_THREADS says so
     # peft reads a property that transformers has renamed
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
