@@ -16,7 +16,7 @@ import numpy as np
 
 from decision.bootstrap import Interval, crossed_difference, crossed_mean
 from decision.comparison import Verdict, non_inferiority
-from decision.rows import QualityRow, RowsError, Writer
+from decision.rows import BASELINES, QualityRow, RowsError, Writer
 from server import base_model
 from server.errors import DataError, RecipeError, TrainingFailed
 from server.manifest import Metric
@@ -26,7 +26,7 @@ from training.cell import read_data, settle
 from training.data import Row, Splits, load
 from training.floor import floor
 from training.grid import finished
-from training.grid_plan import BASELINES, Candidate, Cell, GridPlan, Group, Task
+from training.grid_plan import Candidate, Cell, GridPlan, Group, Task
 from training.sources import Columns
 from training.workers import Processes
 
