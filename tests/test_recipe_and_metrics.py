@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from training.evaluation import Calibration, calibrate, measure
 from training.floor import floor
 from training.metrics import (
     accuracy,
+    expected_calibration_error,
     fit_temperature,
     fit_threshold,
     macro_f1,
     micro_f1,
     pearson,
+    reliability,
     rmse,
     spearman,
 )
@@ -106,6 +109,39 @@ def test_macro_f1_equals_scikit_learn() -> None:
 def test_macro_f1_leaves_out_labels_that_never_occur() -> None:
     truth = np.array([0, 0, 1, 1])
     assert macro_f1(truth, truth, 9).value == 1.0
+
+
+def calibration_error_by_hand(probabilities: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], num_bins: int) -> float:
+    """Guo et al. 2017, equation 3, as their published code has it: bins open below, closed above."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    edges = np.linspace(0, 1, num_bins + 1)
+    found = 0.0
+    for low, high in itertools.pairwise(edges):
+        here = (confidence > low) & (confidence <= high)
+        if here.any():
+            found += here.mean() * abs(right[here].mean() - confidence[here].mean())
+    return found
+
+
+@pytest.mark.parametrize(("num_labels", "num_bins"), [(2, 15), (4, 15), (150, 15), (4, 10), (4, 1)])
+def test_the_calibration_error_equals_the_papers_own_code(num_labels: int, num_bins: int) -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(num_labels, 0.3), 1000)
+    truth = rng.integers(0, num_labels, 1000)
+    wanted = calibration_error_by_hand(probabilities, truth, num_bins)
+    assert expected_calibration_error(probabilities, truth, num_bins) == pytest.approx(wanted, abs=1e-12)
+    assert sum(one.num_rows for one in reliability(probabilities, truth, num_bins)) == 1000
+
+
+def test_the_calibration_error_is_0_for_the_sure_and_right_and_1_for_the_sure_and_wrong() -> None:
+    probabilities, truth = np.eye(3), np.arange(3)
+    assert expected_calibration_error(probabilities, truth) == 0.0
+    assert expected_calibration_error(probabilities, np.roll(truth, 1)) == 1.0
+
+
+def test_the_calibration_error_of_eighty_per_cent_sure_and_half_right_is_the_gap() -> None:
+    probabilities = np.tile([0.8, 0.2], (10, 1))
+    assert expected_calibration_error(probabilities, np.arange(10) % 2) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 
 Truth = NDArray[np.int64]
 Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows of similar confidence. share: of all rows; confidence and accuracy: their means here."""
+
+    share: float
+    confidence: float
+    accuracy: float
+    num_rows: int
 
 
 def accuracy(truth: Truth, predicted: Truth) -> Metric:
@@ -61,6 +72,26 @@ def spearman(truth: Values, predicted: Values) -> Metric:
 def rmse(truth: Values, predicted: Values) -> Metric:
     """Root of the mean squared error, in the data's own unit."""
     return _bootstrapped(lambda t, p: float(np.sqrt(np.mean((t - p) ** 2))), truth, predicted)
+
+
+def expected_calibration_error(probabilities: Values, truth: Truth, num_bins: int = 15) -> float:
+    """How far confidence and accuracy lie apart: over bins of confidence, the mean gap, weighted by rows.
+
+    probabilities [rows, labels], whose largest is the confidence; truth [rows], the label's index. Bins have equal
+    width and hold their upper edge. Source: Guo et al. 2017, equation 3.
+    """
+    return sum(one.share * abs(one.accuracy - one.confidence) for one in reliability(probabilities, truth, num_bins))
+
+
+def reliability(probabilities: Values, truth: Truth, num_bins: int = 15) -> list[Bin]:
+    """The bins of `expected_calibration_error`, those without rows left out."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64), 1, num_bins) - 1
+    return [
+        Bin(float(here.mean()), float(confidence[here].mean()), float(right[here].mean()), int(here.sum()))
+        for here in (bins == index for index in range(num_bins))
+        if bool(here.any())
+    ]
 
 
 def fit_temperature(logits: Values, truth: Truth) -> float:
