@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
 from server import base_model
 from server.errors import DataError
+from server.families import Family
 from server.tokenizer import Tokenizer
 from training.adapter_reader import TrainedAdapter
 from training.data import Row
@@ -19,28 +23,34 @@ from training.texts import Padding, Texts
 BATCH_SIZE = 64
 
 
-def encode(adapter: TrainedAdapter, rows: Sequence[Row]) -> tuple[Texts, Padding]:
-    """The rows as a model takes them, and what pads batches of them."""
+Item = Mapping[str, Any]
+"""A text as `Texts` has it."""
+
+
+def encode(adapter: TrainedAdapter, rows: Sequence[Row]) -> list[Item]:
+    """The rows as a model takes them, cut to the adapter's length."""
     texts = Texts(rows, np.zeros(len(rows)), Tokenizer(adapter.base_folder), adapter.manifest.max_length)
-    config = adapter.model.config
-    if config.pad_token_id is None:
-        # the stock decoder heads look for padding by its id: take one that no text has
-        used = texts.token_ids()
-        config.pad_token_id = next(i for i in range(config.vocab_size) if i not in used)
-    return texts, Padding(config.pad_token_id, adapter.family.takes_type_ids(config))
+    return list(texts.items)
 
 
 @torch.inference_mode()
 def logits_of(
-    model: torch.nn.Module, texts: Texts, padding: Padding, show_progress: bool = False
+    model: nn.Module, family: Family, texts: Sequence[Item], show_progress: bool = False
 ) -> NDArray[np.float64]:
-    """Logits [rows, labels] in the rows' order, computed in float32, texts of similar length together."""
+    """Logits [texts, labels] in the given order, computed in float32, texts of similar length together.
+
+    model: of transformers or PEFT. Raises DataError where they are not finite.
+    """
     device = base_model.choose_device("auto")
+    config: Any = model.config
     model.to(device).eval()
     order = sorted(range(len(texts)), key=lambda position: -len(texts[position]["input_ids"]))
     found: NDArray[np.float64] | None = None
-    bar = tqdm(total=len(texts), unit="text", disable=not show_progress)
-    with bar:
+    with (
+        _pad_id_of(config, texts) as pad_id,
+        tqdm(total=len(texts), unit="text", disable=not show_progress) as bar,
+    ):
+        padding = Padding(pad_id, family.takes_type_ids(config))
         for start in range(0, len(order), BATCH_SIZE):
             chosen = order[start : start + BATCH_SIZE]
             batch = padding([texts[position] for position in chosen])
@@ -54,3 +64,16 @@ def logits_of(
     if not bool(np.isfinite(found).all()):
         raise DataError("the adapter's logits are not finite: its weights are of no use")
     return found
+
+
+@contextmanager
+def _pad_id_of(config: Any, texts: Sequence[Item]) -> Iterator[int]:
+    """The id of padding, by which the stock decoder heads look for it; where there is none, one that no text has."""
+    told = config.pad_token_id
+    if told is None:
+        used = {token for text in texts for token in text["input_ids"]}
+        config.pad_token_id = next(i for i in range(config.vocab_size) if i not in used)
+    try:
+        yield config.pad_token_id
+    finally:
+        config.pad_token_id = told

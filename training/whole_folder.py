@@ -32,6 +32,8 @@ def written(folder: Path) -> Iterator[Path]:
     try:
         place = hidden / folder.name
         yield place
+        for path in place.iterdir():
+            path.chmod(place.stat().st_mode & 0o666)  # safetensors shuts others out, a server among them
         _swap_in(place, folder, hidden / ".old")
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

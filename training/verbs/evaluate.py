@@ -62,8 +62,8 @@ def run(flags: argparse.Namespace) -> int:
     columns = Columns(flags.text_column, flags.pair_column, flags.label_column)
     data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns)
     report.check_labels(rows, adapter.manifest, data)
-    texts, padding = encode(adapter, rows)
-    measurement = report.measure(adapter, data, rows, logits_of(adapter.model, texts, padding, not flags.quiet))
+    logits = logits_of(adapter.model, adapter.family, encode(adapter, rows), not flags.quiet)
+    measurement = report.measure(adapter, data, rows, logits)
     if flags.output is not None:
         with whole_folder.written(flags.output) as place:
             report.write(measurement, place)
