@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,14 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from server import base_model
-from server import manifest as manifest_format
-from server.adapter_files import CONFIG_FILE, PICKLE_FILES, WEIGHTS_FILE
-from server.errors import AdapterDamaged, AdapterMismatch, BaseModelError, DataError, MethodUnsupported, PickleRefused
+from server.adapter_files import CONFIG_FILE
+from server.errors import AdapterDamaged, AdapterMismatch, BaseModelError, DataError, MethodUnsupported
 from server.families import Family
 from server.manifest import FILE_NAME as MANIFEST_FILE
 from server.manifest import Manifest, ProblemType
 from server.methods import methods
-from server.weights_file import WeightsFile, check_digest, read_header, sha256_of
+from server.weights_file import WeightsFile, sha256_of
+from training import adapter_check
 from training.model import PooledClassifier
 
 MAX_LENGTH = 512
@@ -52,9 +51,9 @@ def read(folder: Path, told: Told = Told()) -> TrainedAdapter:  # frozen
     """Load a folder. Raises AdapterRefused, BaseModelError or DataError."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    config, weights = check_files(folder)
+    config, weights = adapter_check.check_files(folder)
     _teach_peft(config)
-    own = read_manifest(folder, weights)
+    own = adapter_check.read_manifest(folder, weights)
     if own is None:
         manifest, notes = _assumed(config, weights, told)
     else:
@@ -71,36 +70,6 @@ def read(folder: Path, told: Told = Told()) -> TrainedAdapter:  # frozen
     family = base_model.family_of_folder(base_folder)
     model = _load(folder, manifest, base_folder, weights)
     return TrainedAdapter(folder.resolve().name, manifest, model, base_folder, family, notes)
-
-
-def check_files(folder: Path) -> tuple[dict[str, object], WeightsFile]:
-    """The configuration and the weights' header. Raises AdapterRefused, and DataError where there is no folder."""
-    if not folder.is_dir():
-        raise DataError(f"adapter folder `{folder}` does not exist")
-    pickle = next((name for name in PICKLE_FILES if (folder / name).exists()), None)
-    if pickle is not None:
-        raise PickleRefused(f"`{folder / pickle}` is a pickle file, which can run code; keep {WEIGHTS_FILE} alone")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterDamaged(f"`{folder / CONFIG_FILE}` cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterDamaged(f"`{folder / CONFIG_FILE}` holds {type(config).__name__}, not an object")
-    return config, read_header(folder / WEIGHTS_FILE)
-
-
-def read_manifest(folder: Path, weights: WeightsFile) -> Manifest | None:
-    """What adapter.json says, its hash of the weights checked; None where there is none. Raises AdapterDamaged."""
-    path = folder / MANIFEST_FILE
-    if not path.exists():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdapterDamaged(f"`{path}` cannot be read: {error}") from error
-    manifest = manifest_format.parse(text)
-    check_digest(weights, manifest.weights_sha256)
-    return manifest
 
 
 def _teach_peft(config: dict[str, object]) -> None:

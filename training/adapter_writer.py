@@ -11,19 +11,13 @@ import torch
 from peft import PeftModel
 
 from server import manifest as manifest_format
-from server.errors import DataError, TrainingFailed
-from server.manifest import ADAPTER_ID, Manifest
+from server.errors import TrainingFailed
+from server.manifest import Manifest
 from training import whole_folder
+from training.adapter_check import check_target as check_target
 from training.model_card import model_card
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors")
-
-
-def check_target(folder: Path, overwrite: bool) -> None:
-    """Refuse an output that is in the way or could not be served, before any time is spent. Raises DataError."""
-    if not ADAPTER_ID.fullmatch(folder.name):
-        raise DataError(f"output `{folder.name}` is no adapter name; take 1 to 128 of A-Z a-z 0-9 . _ -")
-    whole_folder.check_free(folder, overwrite)
 
 
 def write(model: PeftModel, draft: Manifest, folder: Path) -> Manifest:
