@@ -15,7 +15,7 @@ from training.metrics import Bin
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from training.report import Trust
+    from training.measurement import Trust
 
 MAX_NUMBERED = 30
 """With more labels, a number in every cell could not be read."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from server.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
-    from training.report import Report
+    from training.measurement import Report
 
 HELP = "measure an adapter on a data set"
 DESCRIPTION = "Measure an adapter: figures with intervals, labels one by one, and how far its scores can be trusted."
@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    from training import adapter_reader, report, whole_folder
+    from training import adapter_reader, measurement, whole_folder
     from training.adapter_reader import Told
     from training.data import load_split
     from training.prediction import encode, logits_of
@@ -61,13 +61,13 @@ def run(flags: argparse.Namespace) -> int:
     adapter = adapter_reader.read(flags.adapter, Told(flags.base, flags.labels, flags.problem_type))
     columns = Columns(flags.text_column, flags.pair_column, flags.label_column)
     data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns)
-    report.check_labels(rows, adapter.manifest, data)
+    measurement.check_labels(rows, adapter.manifest, data)
     logits = logits_of(adapter.model, adapter.family, encode(adapter, rows), not flags.quiet)
-    measurement = report.measure(adapter, data, rows, logits)
+    measured = measurement.measure(adapter, data, rows, logits)
     if flags.output is not None:
         with whole_folder.written(flags.output) as place:
-            report.write(measurement, place)
-    print(report.record(measurement.report) if flags.json else _table(measurement.report))
+            measurement.write(measured, place)
+    print(measurement.record(measured.report) if flags.json else _table(measured.report))
     return 0
 
 
