@@ -6,6 +6,7 @@ Whoever measures writes these rows; whoever decides reads them. Units stand in t
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import zlib
@@ -80,6 +81,8 @@ class _TrainingRow(_Record):
     schema_number: Literal[1] = 1
     plan: str
     """Name of the plan that asked for it."""
+    cell: str
+    """Short digest of all that fixes the result; a plan that asks for the same again finds it by this."""
     task: str
     candidate: str
     """What is compared: a method with its options, by the name it has in the plan."""
@@ -91,6 +94,8 @@ class _TrainingRow(_Record):
     recipe: dict[str, Any]
     """Every setting of the training run."""
     validation_accuracy: float = Field(ge=0, le=1)
+    validation_nll: float | None
+    """Mean negative log-likelihood of the true labels; null where training diverged."""
     train_cpu_s: float = Field(ge=0)
     """CPU seconds of the training alone: on a shared machine they say more than the clock."""
     train_s: float = Field(ge=0)
@@ -103,6 +108,8 @@ class TrialRow(_TrainingRow):
     """One trial of tuning: measured on validation rows, never on test."""
 
     kind: Literal["trial"] = "trial"
+    failure: str | None = None
+    """Why there is no figure, where training diverged; the accuracy is then 0."""
 
 
 class QualityRow(_TrainingRow):
@@ -145,17 +152,35 @@ def read(path: Path) -> list[TrialRow | QualityRow]:
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def append(path: Path, row: TrialRow | QualityRow) -> None:
-    """Write a row at the end so that it is there after a crash; a line that was cut off before it is removed.
+class Writer:
+    """Appends rows so that each is there after a crash; a last line that was cut off is removed first.
 
-    One process writes a file at a time.
+    One process writes a file at a time: a second one gets RowsError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        _cut_torn_line(file.fileno())
-        file.write(row.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise RowsError(
+                f"`{path}` is being written by another process; wait for it, or take another file"
+            ) from error
+        _cut_torn_line(self._file.fileno())
+
+    def write(self, row: TrialRow | QualityRow) -> None:
+        """Add one row, and wait until it is on the disk."""
+        self._file.write(row.model_dump_json().encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def quality(rows: Sequence[TrialRow | QualityRow]) -> list[QualityRow]:

@@ -128,6 +128,15 @@ def family_of_folder(folder: Path) -> Family:
         raise BaseModelError(f"`{folder}` has no readable config.json: {error}") from error
 
 
+def sites_of(config: PretrainedConfig, family: Family) -> Mapping[str, Site]:
+    """Where adapters act on a base model of this configuration; no weights are read or made."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(config, **family.model_options)
+    return _sites(_linear_sites(backbone, None, family), config)
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` takes a GPU where there is one."""
     if device == "auto":

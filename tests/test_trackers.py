@@ -25,9 +25,32 @@ def report(tracker: str, base: Path, folder: Path, **variables: str) -> dict[str
     recipe = folder / "recipe.toml"
     recipe.write_text('epochs = 2\nmax_length = 32\nprecision = "float32"\n')
     corpus = write_corpus(folder, num_rows=60)
-    flags = ("--data", corpus, "--base", base, "--recipe", recipe, "--output", "topics", "--report-to", tracker)
+    flags = (
+        "--data",
+        corpus,
+        "--base",
+        base,
+        "--recipe",
+        recipe,
+        "--output",
+        "adapters/topics",
+        "--report-to",
+        tracker,
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "training", "run", "--method", "head", "--quiet", "--json", *map(str, flags)],
+        [
+            sys.executable,
+            "-m",
+            "training",
+            "run",
+            "--method",
+            "head",
+            "--report-to",
+            tracker,
+            "--quiet",
+            "--json",
+            *map(str, flags),
+        ],
         capture_output=True,
         text=True,
         check=False,

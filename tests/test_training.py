@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, root_mean_squared_error
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -30,9 +31,9 @@ from tests.conftest import MODEL_TYPES
 from tests.seeded import NAMES
 from training import command
 from training.data import load, targets
+from training.fit import make_model, make_optimizer
 from training.model import PooledClassifier
 from training.recipe import Recipe
-from training.run import _make_model, _make_optimizer
 from training.texts import Texts
 
 TOPICS = {"animals": range(40), "boats": range(40, 80), "cheese": range(80, 120)}
@@ -105,8 +106,28 @@ def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+    check_served(folder, base_folder, corpus, pooling)
+
+
+@pytest.mark.parametrize("model_type", TRAINED)
+def test_lora_on_every_linear_layer_is_read_by_plain_peft_and_served_with_the_same_logits(
+    model_type: str, base_folders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    folder, base_folder, recipe = tmp_path / "topics", base_folders[model_type], tmp_path / "all.toml"
+    recipe.write_text('epochs = 3\nmax_length = 32\nprecision = "float32"\noptions.all_linears = 1\n')
+    assert run("--data", corpus, "--method", "lora", "--base", base_folder, "--output", folder, "--recipe", recipe) == 0
     base = load_base(str(base_folder), "cpu", "float32")
-    read = adapter_folder.read(tmp_path, "topics", base)
+    names = {name for name in base.layers if not base.is_pool_site(name)}
+    keys = load_file(folder / "adapter_model.safetensors")
+    trained_names = {key.split(".lora_")[0].removeprefix("base_model.model.") for key in keys if ".lora_" in key}
+    assert trained_names == names
+    check_served(folder, base_folder, corpus)
+
+
+def check_served(folder: Path, base_folder: Path, corpus: Path, pooling: str | None = None) -> None:
+    """Whether the server answers a folder of topics with the logits that plain peft has for it."""
+    base = load_base(str(base_folder), "cpu", "float32")
+    read = adapter_folder.read(folder.parent, folder.name, base)
     assert read.warnings == ()
     assert read.manifest.labels == ("animals", "boats", "cheese")
     assert read.manifest.pooling == (pooling or base.family.default_pooling)
@@ -120,7 +141,7 @@ def test_a_trained_folder_is_read_by_plain_peft_and_served_with_the_same_logits(
     with (corpus / "test.csv").open(encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     encoded = [tokenizer.encode(text, None, 32, truncate=True, field="text") for text in texts]
-    answers = Forward(base).run([(Job("topics", read.version, e.token_ids, e.type_ids), loaded) for e in encoded])
+    answers = Forward(base).run([(Job(folder.name, read.version, e.token_ids, e.type_ids), loaded) for e in encoded])
     with torch.no_grad():
         for one, answer in zip(encoded, answers, strict=True):
             expected = oracle(input_ids=torch.tensor([one.token_ids])).logits[0]
@@ -148,8 +169,8 @@ def test_all_of_a_native_head_has_the_heads_learning_rate(
     texts = Texts(
         splits.test, targets(splits.test, splits.labels, splits.problem_type), Tokenizer(base_folders[model_type]), 64
     )
-    model = _make_model(base_folders[model_type], plan, methods()["lora"], family_of(model_type), splits, texts)
-    adapter, head = _make_optimizer(model, plan).param_groups
+    model = make_model(base_folders[model_type], plan, methods()["lora"], family_of(model_type), splits, texts)
+    adapter, head = make_optimizer(model, plan, family_of(model_type)).param_groups
     assert (head["lr"], len(head["params"])) == (plan.head_learning_rate, num_tensors)
     assert adapter["params"]
 

@@ -63,15 +63,26 @@ class Splits:
     validation: list[Row]
     test: list[Row]
 
+    def by_name(self) -> dict[str, list[Row]]:
+        """The rows of every split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
 
 def load(
-    spec: str, train_rows: int | None, seed: int, columns: Columns | None = None, problem_type: Asked = "auto"
+    spec: str,
+    train_rows: int | None,
+    seed: int,
+    columns: Columns | None = None,
+    problem_type: Asked = "auto",
+    validation_rows: int | None = None,
+    test_rows: int | None = None,
 ) -> Splits:
     """Read a data set and cut what is missing, the same for the same seed. Raises DataError.
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
     file; or `hub:name` or `hub:name/config`, whose rows without a label are left out. train_rows: keep that many
-    training rows, stratified by label. problem_type: `auto` takes lists of labels for multi_label, numbers with any
+    training rows, stratified by label; validation_rows, test_rows: at most that many of these, of test the same ones
+    whatever the seed. problem_type: `auto` takes lists of labels for multi_label, numbers with any
     fraction among them for regression, and everything else for single_label. Labels lose the blanks around them,
     however they are written.
     """
@@ -86,10 +97,15 @@ def load(
     test = found.get("test")
     if test is None:
         test, rest = _cut_test(rest)
+    if test_rows is not None and test_rows < len(test):
+        test, _ = take(test, test_rows, random.Random(0))
     validation = found.get("validation")
     if validation is None:
         wanted = train_rows or len(rest)
-        validation, rest = take(rest, min(MAX_VALIDATION_ROWS, max(len(labels), wanted // 8)), rng)
+        cut = validation_rows or min(MAX_VALIDATION_ROWS, max(len(labels), wanted // 8))
+        validation, rest = take(rest, cut, rng)
+    elif validation_rows is not None:
+        validation, _ = take(validation, validation_rows, rng)
     if train_rows is not None:
         if train_rows > len(rest):
             raise DataError(f"`{spec}` has {len(rest)} training rows beside those for validation, not {train_rows}")

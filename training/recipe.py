@@ -9,14 +9,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import RecipeError
 from server.families import Family
 from server.manifest import Pooling
-from server.methods import Method
 
 # About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
 SAMPLES = 6000
@@ -36,9 +35,26 @@ class Plan:
     weight_decay: float
     warmup: float
     max_grad_norm: float
+    dropout: float | None
     max_length: int
     pooling: Pooling
     precision: str
+
+
+class Trainable(Protocol):
+    """What a recipe asks of whatever is trained: a `server.methods.Method`, or the whole base."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def options(self) -> Mapping[str, tuple[float, float, float]]: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def head_learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    def num_virtual_tokens(self, options: Mapping[str, float]) -> int: ...
 
 
 class Recipe(BaseModel):
@@ -60,6 +76,8 @@ class Recipe(BaseModel):
     warmup: float = Field(0.06, ge=0, lt=1)
     """Share of the steps over which the learning rates rise; they fall linearly to 0 afterwards."""
     max_grad_norm: float = Field(1.0, gt=0)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """In the base and before the head, in training; null keeps the base's own."""
     max_length: int | None = Field(None, ge=2)
     """Tokens a text is cut to; null takes what the base model can read, at most 512."""
     pooling: Pooling | None = None
@@ -67,12 +85,12 @@ class Recipe(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto computes in bfloat16 where the hardware multiplies it."""
 
-    def settle(self, method: Method[Any], family: Family, num_rows: int, length_limit: int) -> Plan:
+    def settle(self, method: Trainable, family: Family, num_rows: int, length_limit: int) -> Plan:
         """Fill in the defaults of the method, the family and the data. Raises RecipeError.
 
         length_limit: tokens that the base model can read.
         """
-        options = self._options(method)
+        options = self.options_of(method)
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
@@ -85,12 +103,13 @@ class Recipe(BaseModel):
             weight_decay=method.weight_decay if self.weight_decay is None else self.weight_decay,
             warmup=self.warmup,
             max_grad_norm=self.max_grad_norm,
+            dropout=self.dropout,
             max_length=self.max_length or min(length_limit, DEFAULT_MAX_LENGTH),
             pooling=self.pooling or family.default_pooling,
             precision=self.precision,
         )
 
-    def _options(self, method: Method[Any]) -> dict[str, float]:
+    def options_of(self, method: Trainable) -> dict[str, float]:
         unknown = sorted(set(self.options) - set(method.options))
         if unknown:
             known = ", ".join(method.options) or "none"

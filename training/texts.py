@@ -19,12 +19,26 @@ from training.data import Row
 class Texts(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as token ids, with the tokenizer that the server uses."""
 
-    def __init__(self, rows: Sequence[Row], targets: NDArray[Any], tokenizer: Tokenizer, max_length: int) -> None:
-        """targets: what the loss compares with, one entry a row (`training.data.targets`)."""
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        targets: NDArray[Any],
+        tokenizer: Tokenizer,
+        max_length: int,
+        sort: bool = False,
+    ) -> None:
+        """targets: what the loss compares with, one entry a row (`training.data.targets`). sort: shortest text first.
+
+        order: the row that each entry is made of.
+        """
         self.items: list[dict[str, Any]] = []
         for row, target in zip(rows, targets, strict=True):
             encoded = tokenizer.encode(row.text, row.text_pair, max_length, truncate=True, field="text")
             self.items.append({"input_ids": encoded.token_ids, "token_type_ids": encoded.type_ids, "labels": target})
+        self.order = np.arange(len(rows))
+        if sort:
+            self.order = np.argsort([len(item["input_ids"]) for item in self.items], kind="stable")
+            self.items = [self.items[row] for row in self.order]
 
     def token_ids(self) -> set[int]:
         """Every token that occurs."""

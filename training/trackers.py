@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +28,21 @@ PACKAGES = {
 """Tracker, which is the module that it is imported as, and what pip calls it."""
 NONE = "none"
 FOLDER = "runs"
+
+
+@contextmanager
+def reporting(name: str, output: Path, work: Path | None) -> Iterator[None]:
+    """Train within this: what trackers print goes to stderr, and they have ended when it is over.
+
+    Raises RecipeError, as `prepare` does.
+    """
+    prepare(name, output, work)
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+        if name == "trackio":  # begins once more for what is measured after the training
+            import trackio
+
+            trackio.finish()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def prepare(name: str, output: Path, work: Path | None) -> None:

@@ -163,4 +163,6 @@ def _telling(where: str) -> Iterator[None]:
     except ValueError as error:
         raise DataError(f"`{where}` does not take the adapter: {error}") from error
     except Exception as error:  # of the HTTP client below the library, which differs from release to release
-        raise SourceUnreachable(f"`{where}` cannot be pushed to: {type(error).__name__}; nothing was committed") from None
+        raise SourceUnreachable(
+            f"`{where}` cannot be pushed to: {type(error).__name__}; nothing was committed"
+        ) from None

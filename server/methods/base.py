@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import regex
@@ -117,8 +118,22 @@ class Method(ABC, Generic[Row]):
             )
 
     @abstractmethod
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the tensor `role` must have at a site, given the shape it is stored in."""
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
+        """The shape that the tensor `role` must have at a site.
+
+        stored: the shape it has in a file, where a configuration allows several; None asks for what training makes.
+        """
+
+    def num_parameters(self, config: Mapping[str, object], sites: Mapping[str, Site]) -> int:
+        """Weights that training an adapter of this configuration makes on a base with these sites, without its head."""
+        chosen = [
+            site
+            for name, site in sites.items()
+            if (name == ATTENTION) is self.at_attention and (self.at_attention or _leaves_out(config, name) is None)
+        ]
+        return sum(prod(self.shape(config, site, role, None)) for site in chosen for role in self.roles)
 
     @abstractmethod
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> Row:
@@ -175,23 +190,12 @@ COMMON_FIELDS = frozenset(
 
 def check_target(config: Mapping[str, object], site: str) -> None:
     """Refuse weights at a site that the configuration does not target: plain peft would leave them out."""
-    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
-    if targets not in (None, "all-linear") and not _names(config, "target_modules", site):
-        raise _left_out(site, "target_modules")
-    if config.get("exclude_modules") is not None and _names(config, "exclude_modules", site):
-        raise _left_out(site, "exclude_modules")
-    if layers not in (None, []):
-        wanted = layers if isinstance(layers, list) else [layers]
-        number = next((int(part) for part in site.split(".") if part.isdecimal()), None)
-        if number not in wanted:
-            raise _left_out(site, "layers_to_transform")
+    field = _leaves_out(config, site)
+    if field is not None:
+        raise AdapterDamaged(f"the file has weights for `{site}`, which `{field}` in adapter_config.json leaves out")
 
 
-def _left_out(site: str, field: str) -> AdapterDamaged:
-    return AdapterDamaged(f"the file has weights for `{site}`, which `{field}` in adapter_config.json leaves out")
-
-
-def _names(config: Mapping[str, object], field: str, site: str) -> bool:
+def is_named(config: Mapping[str, object], field: str, site: str) -> bool:
     """Whether a field names a site as peft reads it: a regular expression, or a list of names or their ends."""
     value = config[field]
     if isinstance(value, str):
@@ -215,3 +219,18 @@ def matches(pattern: str, name: str, field: str, whole: bool) -> bool:
         raise AdapterDamaged(
             f"`{field}` has {pattern!r}, which takes more than {PATTERN_LIMIT_S} s to match"
         ) from error
+
+
+def _leaves_out(config: Mapping[str, object], site: str) -> str | None:
+    """The field of a configuration by which it does not target a site; None where it does."""
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if targets not in (None, "all-linear") and not is_named(config, "target_modules", site):
+        return "target_modules"
+    if config.get("exclude_modules") is not None and is_named(config, "exclude_modules", site):
+        return "exclude_modules"
+    if layers not in (None, []):
+        wanted = layers if isinstance(layers, list) else [layers]
+        number = next((int(part) for part in site.split(".") if part.isdecimal()), None)
+        if number not in wanted:
+            return "layers_to_transform"
+    return None

@@ -33,7 +33,9 @@ class Bitfit(Method[BitfitRow]):
     learning_rate = 5e-3
     known_fields = frozenset(("init_weights",))
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         return (1, site.out_features)
 
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> BitfitRow:

@@ -46,7 +46,9 @@ class Bottleneck(Method[LowRank]):
                 f"`non_linearity` is {config.get('non_linearity')!r}; supported: {', '.join(ACTIVATIONS)}"
             )
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         size, width = config.get("bottleneck_size"), site.out_features
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_RANK:
             raise AdapterDamaged(f"`bottleneck_size` is {size!r}, it must be a whole number from 1 to {MAX_RANK}")

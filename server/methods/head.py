@@ -29,7 +29,9 @@ class Head(Method[None]):
     learning_rate = head_learning_rate  # without effect: there are no other weights
     known_fields = frozenset()
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         raise NotImplementedError("the method has no tensors at any site; this is a bug")
 
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from server.methods.base import Method, Segment, Site
+from server.methods.base import Method, Segment, Site, is_named
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -35,8 +35,13 @@ class Ia3(Method[Ia3Row]):
     weight_decay = 0.0  # the vectors begin at 1: decay would pull them away from changing nothing
     known_fields = frozenset(("feedforward_modules", "init_ia3_weights"))
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
-        on_input = stored[:1] == (1,) and site.out_features != 1
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
+        if stored is None:
+            on_input = is_named(config, "feedforward_modules", site.name)
+        else:
+            on_input = stored[:1] == (1,) and site.out_features != 1
         return (1, site.in_features) if on_input else (site.out_features, 1)
 
     def bind(self, config: Mapping[str, object], site: Site, tensors: Mapping[str, Tensor]) -> Ia3Row:

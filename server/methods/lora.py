@@ -26,13 +26,21 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Lora(Method[LowRank]):
-    """y += alpha / r * B A x; rsLoRA divides by sqrt(r) instead (Kalajdzievski 2023)."""
+    """y += alpha / r * B A x; rsLoRA divides by sqrt(r) instead (Kalajdzievski 2023).
+
+    Training puts it at queries and values, or at every linear layer that sees every token (`all_linears` 1).
+    """
 
     name = "lora"
     peft_type = "LORA"
     roles = (DOWN, UP)
     learning_rate = 5e-3
-    options: ClassVar = {"rank": (8, 1, MAX_RANK), "alpha": (16, 0.001, 65536), "dropout": (0.0, 0.0, 0.9)}
+    options: ClassVar = {
+        "rank": (8, 1, MAX_RANK),
+        "alpha": (16, 0.001, 65536),
+        "dropout": (0.0, 0.0, 0.9),
+        "all_linears": (0, 0, 1),
+    }
     known_fields = frozenset(
         (
             "alpha_pattern",
@@ -58,7 +66,9 @@ class Lora(Method[LowRank]):
         if init.startswith(BASE_CHANGING_INITS):
             raise MethodUnsupported(f"`init_lora_weights: {init}` changes the base weights, which this server shares")
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         rank = self._rank(config, site.name)
         return (rank, site.in_features) if role == DOWN else (site.out_features, rank)
 
@@ -74,12 +84,13 @@ class Lora(Method[LowRank]):
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig
 
+        every_site = rf"{family.prefix}\.{family.token_sites.pattern}"
         return LoraConfig(
             task_type="SEQ_CLS",
             r=int(options["rank"]),
             lora_alpha=options["alpha"],  # type: ignore[arg-type]
             lora_dropout=options["dropout"],
-            target_modules=list(family.lora_targets),
+            target_modules=every_site if int(options["all_linears"]) else list(family.lora_targets),
         )
 
     def _rank(self, config: Mapping[str, object], site: str) -> int:

@@ -45,7 +45,9 @@ class Prefix(Method[KeysValues]):
         )
     )
 
-    def shape(self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(
+        self, config: Mapping[str, object], site: Site, role: str, stored: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         length = config.get("num_virtual_tokens")
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= MAX_PREFIX:
             raise AdapterDamaged(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,8 +77,7 @@ def run(flags: argparse.Namespace) -> int:
     from training.run import Run, train
     from training.sources import Columns
 
-    trackers.prepare(flags.report_to, flags.output, flags.work_dir)
-    with contextlib.redirect_stdout(sys.stderr):  # trackers print where they like; stdout is for the result
+    with trackers.reporting(flags.report_to, flags.output, flags.work_dir):
         outcome = train(
             Run(
                 data=flags.data,

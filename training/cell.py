@@ -1,0 +1,199 @@
+"""Run one cell of a comparison and say what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import AutoConfig
+
+from decision.rows import Predictions, QualityRow, TrialRow
+from server import base_model
+from server.errors import DataError, TrainingFailed
+from server.methods import method_named
+from training import baselines, metrics
+from training.data import Splits, load
+from training.fit import Work, fit, true_answers
+from training.floor import word_logits
+from training.grid_plan import FULL, MAJORITY, PROBE, STRENGTH, WORDS, Cell
+from training.metrics import Values
+from training.provenance import provenance
+from training.recipe import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A classifier that was made. predict: logits of a split [rows, labels]; num_bytes: of its file, head included."""
+
+    predict: Callable[[str], Values]
+    recipe: Mapping[str, Any]
+    train_s: float = 0.0
+    train_cpu_s: float = 0.0
+    num_adapter_parameters: int = 0
+    num_head_parameters: int = 0
+    num_bytes: int = 0
+    num_steps: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+def run_cell(cell: Cell, command: str) -> TrialRow | QualityRow:
+    """Make the cell's classifier and measure it: a trial on validation rows only, a final run once on test.
+
+    Raises DataError, RecipeError, BaseModelError, and TrainingFailed if a final run diverged.
+    """
+    splits = read_data(cell)
+    with TemporaryDirectory() as scratch:
+        try:
+            made = _make(cell, splits, Path(scratch))
+            logits = made.predict("validation")
+        except TrainingFailed as error:
+            if cell.is_final:
+                raise
+            return _diverged(cell, command, str(error))
+        if not cell.is_final:
+            return TrialRow(**_common(cell, made, splits, logits, command))
+        return _measure(cell, made, splits, logits, command)
+
+
+def read_data(cell: Cell) -> Splits:
+    """The cell's rows. Raises DataError."""
+    splits = load(
+        cell.data, cell.train_rows, cell.seed, cell.columns, "single_label", cell.validation_rows, cell.test_rows
+    )
+    if len(splits.labels) < 2:
+        raise DataError(f"`{cell.data}` has one label only; a comparison needs two or more")
+    return splits
+
+
+def settle(cell: Cell, folder: Path) -> Plan:
+    """The cell's recipe with nothing left open. Raises RecipeError."""
+    family = base_model.family_of_folder(folder)
+    # what trains nothing of the base reads texts as a full fine-tuning does
+    method = baselines.FullFineTuning() if cell.is_baseline else method_named(cell.method)
+    limit = family.length_limit(AutoConfig.from_pretrained(folder))
+    return cell.settled().settle(method, family, cell.train_rows, limit)
+
+
+def _make(cell: Cell, splits: Splits, scratch: Path) -> _Made:
+    folder = base_model.locate(cell.base)
+    plan = settle(cell, folder)
+    if cell.method != FULL and cell.is_baseline:
+        return _make_baseline(cell, splits, folder, plan)
+    method = baselines.FullFineTuning() if cell.method == FULL else method_named(cell.method)
+    fitted = fit(splits, folder, method, plan, cell.seed, Work(scratch, num_evaluations=cell.num_evaluations))
+    return _Made(
+        predict=fitted.predict,
+        recipe=asdict(plan),
+        train_s=fitted.train_s,
+        train_cpu_s=fitted.train_cpu_s,
+        num_adapter_parameters=fitted.num_adapter_parameters,
+        num_head_parameters=fitted.num_head_parameters,
+        num_bytes=_file_bytes(fitted.model, scratch) if cell.is_final else 0,
+        num_steps=fitted.num_steps,
+        curve=fitted.curve,
+    )
+
+
+def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Made:
+    """One that trains nothing of the base."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    settings, num_parameters = dict(cell.settings), 0
+    if cell.method == MAJORITY:
+        logits = baselines.majority(splits)
+    elif cell.method == WORDS:
+        logits = word_logits(splits, settings[STRENGTH])
+    else:
+        assert cell.method == PROBE, f"baseline `{cell.method}` is in the list but cannot be made; this is a bug"
+        logits = baselines.probe(splits, folder, plan, settings[STRENGTH])
+        num_parameters = len(splits.labels) * (AutoConfig.from_pretrained(folder).hidden_size + 1)
+    return _Made(
+        predict=logits.__getitem__,
+        recipe=settings,
+        train_s=round(time.perf_counter() - began, 3),
+        train_cpu_s=round(time.process_time() - began_cpu, 3),
+        num_head_parameters=num_parameters,
+        num_bytes=4 * num_parameters,
+    )
+
+
+def _measure(cell: Cell, made: _Made, splits: Splits, validation: Values, command: str) -> QualityRow:
+    truth, logits = true_answers(splits), made.predict("test")
+    temperature = metrics.fit_temperature(validation, truth["validation"])
+    predicted: NDArray[np.int64] = logits.argmax(1)
+    return QualityRow(
+        **_common(cell, made, splits, validation, command),
+        num_labels=len(splits.labels),
+        is_pair=splits.train[0].text_pair is not None,
+        test_accuracy=float((predicted == truth["test"]).mean()),
+        test_macro_f1=metrics.macro_f1(truth["test"], predicted, len(splits.labels)).value,
+        test_ece=metrics.expected_calibration_error(_softmax(logits), truth["test"]),
+        test_ece_calibrated=metrics.expected_calibration_error(_softmax(logits / temperature), truth["test"]),
+        temperature=temperature,
+        num_adapter_parameters=made.num_adapter_parameters,
+        num_head_parameters=made.num_head_parameters,
+        adapter_bytes=made.num_bytes,
+        num_steps=made.num_steps,
+        curve=list(made.curve),
+        predictions=Predictions.pack(truth["test"], predicted),
+    )
+
+
+def _common(cell: Cell, made: _Made, splits: Splits, validation: Values, command: str) -> dict[str, Any]:
+    """What trials and final runs have in common. validation: logits of those rows [rows, labels]."""
+    truth = true_answers(splits)["validation"]
+    likelihood = _softmax(validation)[np.arange(len(truth)), truth]
+    return _identity(cell, command) | {
+        "recipe": dict(made.recipe),
+        "validation_accuracy": float((validation.argmax(1) == truth).mean()),
+        "validation_nll": float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
+        "train_cpu_s": made.train_cpu_s,
+        "train_s": made.train_s,
+    }
+
+
+def _diverged(cell: Cell, command: str, reason: str) -> TrialRow:
+    return TrialRow(
+        **_identity(cell, command),
+        recipe=dict(cell.settings),
+        validation_accuracy=0,
+        validation_nll=None,
+        train_cpu_s=0,
+        train_s=0,
+        failure=reason,
+    )
+
+
+def _identity(cell: Cell, command: str) -> dict[str, Any]:
+    return {
+        "plan": cell.plan,
+        "cell": cell.key,
+        "task": cell.task,
+        "candidate": cell.candidate,
+        "method": cell.method,
+        "train_rows": cell.train_rows,
+        "seed": cell.seed,
+        "provenance": provenance(command),
+    }
+
+
+def _file_bytes(model: Any, scratch: Path) -> int:
+    """Of the adapter as it would be saved; of a whole model, its weights."""
+    if not isinstance(model, PeftModel):
+        return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    folder = scratch / "saved"
+    model.save_pretrained(str(folder))
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def _softmax(logits: Values) -> Values:
+    from scipy.special import softmax
+
+    found: Values = softmax(logits, axis=1)
+    return found

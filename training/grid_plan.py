@@ -1,0 +1,235 @@
+"""What a comparison consists of, written down before it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from decision.rows import QualityRow, TrialRow
+from server.base_model import EMBEDDED_ID
+from server.errors import RecipeError
+from server.methods import method_named, methods
+from training.recipe import Recipe
+from training.sources import Columns
+
+MAJORITY, WORDS, PROBE, FULL = "majority", "words", "probe", "full"
+BASELINES = (MAJORITY, WORDS, PROBE, FULL)
+"""The commonest label, logistic regressions on TF-IDF of words and on the base's embeddings, full fine-tuning."""
+STRENGTH = "strength"
+"""What is tuned of a logistic regression: C of scikit-learn."""
+RATES = ("learning_rate", "head_learning_rate")
+
+Settings = tuple[tuple[str, float], ...]
+"""Values of what is tuned, by name."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Task(_Section):
+    """One data set."""
+
+    hub: str
+    """Its name on the hub, for whoever has no folder of it."""
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    """Columns of the hub's set, where they are not the usual ones."""
+
+    def columns(self) -> Columns:
+        """Those names."""
+        return Columns(self.text, self.text_pair, self.label)
+
+
+class Candidate(_Section):
+    """One way to make a classifier. tune: the values that are tried, by setting; every combination is one trial."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    method: str
+    options: dict[str, float] = Field(default_factory=dict)
+    tune: dict[str, list[float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Candidate:
+        known: tuple[str, ...] = RATES
+        if self.method in (WORDS, PROBE):
+            known = (STRENGTH,)
+        elif self.method == MAJORITY:
+            known = ()
+        elif self.method != FULL and self.method not in methods():
+            raise ValueError(f"method `{self.method}` is unknown; there are: {', '.join((*methods(), *BASELINES))}")
+        wrong = sorted(set(self.tune) - set(known))
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` cannot be tuned for {self.method}; can be: {', '.join(known) or 'nothing'}")
+        if self.method in BASELINES:
+            if self.options:
+                raise ValueError(f"{self.method} has no options")
+        else:
+            Recipe(options=self.options).options_of(method_named(self.method))
+        return self
+
+    def trials(self) -> list[Settings]:
+        """Every combination of what is tuned."""
+        return [tuple(zip(self.tune, values, strict=True)) for values in itertools.product(*self.tune.values())]
+
+
+class GridPlan(_Section):
+    """Cells are candidate x task x training rows x seed."""
+
+    name: str
+    base: str = EMBEDDED_ID
+    train_rows: list[int] = Field(min_length=1)
+    final_seeds: list[int] = Field(min_length=1)
+    tuning_seeds: list[int] = Field(default_factory=list)
+    """Of the trials; none of them is a final one."""
+    max_validation_rows: int = Field(250, ge=2)
+    """Validation rows, of which there are never more than training rows."""
+    max_test_rows: int | None = Field(None, ge=2)
+    num_evaluations: int = Field(6, ge=0)
+    """How often a final run measures the validation rows while it trains."""
+    recipe: Recipe = Field(default_factory=Recipe)
+    """The same for every candidate."""
+    tasks: dict[str, Task] = Field(min_length=1)
+    candidates: list[Candidate] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> GridPlan:
+        names = [candidate.name for candidate in self.candidates]
+        for what, values in (("candidates", names), ("train_rows", self.train_rows), ("final_seeds", self.final_seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{what}` holds the same one twice")
+        both = set(self.final_seeds) & set(self.tuning_seeds)
+        if both:
+            raise ValueError(f"seed {min(both)} is among `final_seeds` and `tuning_seeds`; they must be disjoint")
+        counts = {candidate.name: len(candidate.trials()) for candidate in self.candidates if candidate.tune}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"candidates must have the same number of trials; they have: {told}")
+        if counts and not self.tuning_seeds:
+            raise ValueError("`tuning_seeds` is empty, candidates are tuned")
+        if self.recipe.options:
+            raise ValueError("`recipe.options` belongs to the candidates")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training run and all that it depends on."""
+
+    plan: str
+    task: str
+    data: str
+    columns: Columns
+    base: str
+    candidate: str
+    method: str
+    options: Mapping[str, float]
+    settings: Settings
+    train_rows: int
+    validation_rows: int
+    test_rows: int | None
+    seed: int
+    is_final: bool
+    num_evaluations: int
+    recipe: Recipe
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is none of the PEFT methods."""
+        return self.method in BASELINES
+
+    def settled(self) -> Recipe:
+        """The recipe with this candidate's options and what was chosen for it."""
+        tuned = {name: value for name, value in self.settings if name in RATES}
+        return self.recipe.model_copy(update={"options": dict(self.options), **tuned})
+
+    @property
+    def key(self) -> str:
+        """A digest of what fixes the result: not the names of plan and candidate, nor where the data lies."""
+        facts = asdict(self) | {"recipe": self.recipe.model_dump()}
+        for name in ("plan", "candidate", "data", "columns", "num_evaluations"):
+            del facts[name]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A candidate on a task with a number of training rows: its trials, then its final runs."""
+
+    plan: GridPlan
+    candidate: Candidate
+    task: str
+    data: str
+    train_rows: int
+
+    def trials(self) -> list[Cell]:
+        """The runs that tune it, none if nothing is to be tuned."""
+        if not self.candidate.tune:
+            return []
+        every = itertools.product(self.candidate.trials(), self.plan.tuning_seeds)
+        return [self._cell(settings, seed, is_final=False) for settings, seed in every]
+
+    def finals(self, settings: Settings) -> list[Cell]:
+        """The runs that count, with the settings that were chosen."""
+        return [self._cell(settings, seed, is_final=True) for seed in self.plan.final_seeds]
+
+    def choose(self, rows: Mapping[str, TrialRow | QualityRow]) -> Settings:
+        """What did best on the validation rows, by accuracy, then by likelihood. rows: by cell, all trials'."""
+        if not self.candidate.tune:
+            return ()
+
+        def merit(settings: Settings) -> tuple[float, float]:
+            found = [rows[cell.key] for cell in self.trials() if cell.settings == settings]
+            surprise = [float("inf") if row.validation_nll is None else row.validation_nll for row in found]
+            return sum(row.validation_accuracy for row in found), -sum(surprise)
+
+        return max(self.candidate.trials(), key=merit)
+
+    def _cell(self, settings: Settings, seed: int, is_final: bool) -> Cell:
+        plan = self.plan
+        return Cell(
+            plan=plan.name,
+            task=self.task,
+            data=self.data,
+            # files of a folder have the usual columns
+            columns=plan.tasks[self.task].columns() if self.data.startswith("hub:") else Columns(),
+            base=plan.base,
+            candidate=self.candidate.name,
+            method=self.candidate.method,
+            options=self.candidate.options,
+            settings=settings,
+            train_rows=self.train_rows,
+            validation_rows=min(plan.max_validation_rows, self.train_rows),
+            test_rows=plan.max_test_rows,
+            seed=seed,
+            is_final=is_final,
+            num_evaluations=plan.num_evaluations if is_final else 0,
+            recipe=plan.recipe,
+        )
+
+
+def groups(plan: GridPlan, data_root: Path | None) -> Iterator[Group]:
+    """Every group, those of one task and size together. data_root: holds a folder a task; None takes the hub."""
+    for task, train_rows, candidate in itertools.product(plan.tasks, plan.train_rows, plan.candidates):
+        data = f"hub:{plan.tasks[task].hub}" if data_root is None else str(data_root / task)
+        yield Group(plan, candidate, task, data, train_rows)
+
+
+def read_plan(path: Path) -> GridPlan:
+    """Read a TOML file. Raises RecipeError naming the field that is wrong."""
+    try:
+        return GridPlan.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the plan"
+        raise RecipeError(f"plan `{path}`: `{place}`: {first['msg'].removeprefix('Value error, ')}") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"plan `{path}` cannot be read: {error}") from error

@@ -1,0 +1,136 @@
+"""Who runs the cells of a comparison: processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+import warnings
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Protocol
+
+from decision.rows import QualityRow, TrialRow
+from server.errors import RecipeError
+from training.grid_plan import Cell
+
+CELLS_PER_PROCESS = 20
+"""A process that trains many models in turn grows (docs/log.md)."""
+
+
+class Workers(Protocol):
+    """Runs cells; `width` of them at a time."""
+
+    width: int
+
+    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
+        """Run a cell somewhere. The future raises `BrokenExecutor` where its process died."""
+
+    def restart(self) -> None:
+        """Begin anew after a process died."""
+
+    def close(self) -> None:
+        """End, when nothing runs any more."""
+
+    def abort(self) -> None:
+        """End what runs, unfinished."""
+
+
+class Processes:
+    """Processes of this machine, which share its cores."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._pool = self._start()
+
+    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
+        return self._pool.submit(run, cell, command)
+
+    def restart(self) -> None:
+        self.abort()
+        self._pool = self._start()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def abort(self) -> None:
+        for process in list((self._pool._processes or {}).values()):
+            process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self) -> ProcessPoolExecutor:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return ProcessPoolExecutor(
+            self.width,
+            mp_context=multiprocessing.get_context("spawn"),  # forked threads of torch hang
+            initializer=_begin,
+            initargs=(max(1, cores // self.width),),
+            max_tasks_per_child=CELLS_PER_PROCESS,
+        )
+
+
+class Ray:
+    """A Ray cluster. Its nodes need this package, and the data under the same path or from the hub."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise RecipeError("--ray needs Ray: pip install 'adaptermux[ray]'") from error
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RecipeError(f"no Ray cluster answers at `{address}`: {error}") from error
+        self._ray = ray
+        self.width = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+        self._run = ray.remote(num_cpus=1, max_retries=2)(run_alone)
+
+    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
+        future: Future[TrialRow | QualityRow] = self._run.remote(cell, command).future()
+        return future
+
+    def restart(self) -> None:
+        """Ray starts its workers anew by itself."""
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+    def abort(self) -> None:
+        self._ray.shutdown()
+
+
+def run(cell: Cell, command: str) -> TrialRow | QualityRow:
+    """`training.cell.run_cell`, which imports what takes seconds where it is run."""
+    from training.cell import run_cell
+
+    return run_cell(cell, command)
+
+
+def run_alone(cell: Cell, command: str) -> TrialRow | QualityRow:
+    """The same on one core of a machine that has other work too."""
+    _limit(1)
+    return run(cell, command)
+
+
+def _begin(num_threads: int) -> None:
+    _limit(num_threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _limit(num_threads: int) -> None:
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(num_threads)
+    # peft reads a property that transformers has renamed
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
