@@ -20,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 LABEL_TYPE = np.dtype("<u2")
 """Predicted labels are kept as these, by the label's index."""
+MAJORITY, WORDS, PROBE, FULL = "majority", "words", "probe", "full"
+BASELINES = (MAJORITY, WORDS, PROBE, FULL)
+"""Methods that make no adapter: the commonest label, logistic regressions on TF-IDF of words and on the frozen base's
+embeddings, full fine-tuning."""
 
 
 class RowsError(Exception):
@@ -87,7 +91,7 @@ class _TrainingRow(_Record):
     candidate: str
     """What is compared: a method with its options, by the name it has in the plan."""
     method: str
-    """The PEFT method, or `majority`, `probe` or `full`."""
+    """The PEFT method, or one of `BASELINES`."""
     train_rows: int = Field(ge=1)
     seed: int
     """Fixes the training rows, their order and the initial weights, the same for every candidate."""

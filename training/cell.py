@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoConfig
 
-from decision.rows import Predictions, QualityRow, TrialRow
+from decision.rows import FULL, MAJORITY, PROBE, WORDS, Predictions, QualityRow, TrialRow
 from server import base_model
 from server.errors import DataError, TrainingFailed
 from server.methods import method_named
@@ -22,7 +22,7 @@ from training import baselines, metrics
 from training.data import Splits, load
 from training.fit import Work, fit, true_answers
 from training.floor import word_logits
-from training.grid_plan import FULL, MAJORITY, PROBE, STRENGTH, WORDS, Cell
+from training.grid_plan import STRENGTH, Cell
 from training.metrics import Values
 from training.provenance import provenance
 from training.recipe import Plan

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+from decision.rows import FULL, MAJORITY, PROBE, WORDS
 from server import base_model
 from server.tokenizer import Tokenizer
 from training.cell import read_data, settle
 from training.grid import Row
-from training.grid_plan import FULL, MAJORITY, PROBE, WORDS, Cell
+from training.grid_plan import Cell
 
 TRAIN_MS, FULL_MS, FORWARD_MS = 0.27, 0.6, 0.1
 """CPU milliseconds a token of MiniLM: a training step of an adapter, one of the whole base, a pass forward."""

@@ -12,16 +12,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from decision.rows import QualityRow, TrialRow
+from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, QualityRow, TrialRow
 from server.base_model import EMBEDDED_ID
 from server.errors import RecipeError
 from server.methods import method_named, methods
 from training.recipe import Recipe
 from training.sources import Columns
 
-MAJORITY, WORDS, PROBE, FULL = "majority", "words", "probe", "full"
-BASELINES = (MAJORITY, WORDS, PROBE, FULL)
-"""The commonest label, logistic regressions on TF-IDF of words and on the base's embeddings, full fine-tuning."""
 STRENGTH = "strength"
 """What is tuned of a logistic regression: C of scikit-learn."""
 RATES = ("learning_rate", "head_learning_rate")

@@ -52,7 +52,7 @@ def commit() -> str:
         if Path(git("rev-parse", "--show-toplevel")) != ROOT:
             return "unknown"
         changes = git("status", "--porcelain", "-uno", "--", ".", ":!decision/evidence")  # what measurements write
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+        return git("rev-parse", "--short=12", "@") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
