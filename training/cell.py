@@ -17,15 +17,16 @@ from transformers import AutoConfig
 from decision.rows import FULL, MAJORITY, PROBE, WORDS, Predictions, QualityRow, TrialRow
 from server import base_model
 from server.errors import DataError, TrainingFailed
-from server.methods import method_named
+from server.methods import Method, method_named
 from training import baselines, metrics
 from training.data import Splits, load
 from training.fit import Work, fit, true_answers
 from training.floor import word_logits
 from training.grid_plan import STRENGTH, Cell
 from training.metrics import Values
-from training.provenance import provenance
+from training.provenance import peak_memory_bytes, provenance
 from training.recipe import Plan
+from training.run import keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,20 @@ class _Made:
     num_head_parameters: int = 0
     num_bytes: int = 0
     num_steps: int = 0
+    peak_memory_bytes: int | None = None
     curve: tuple[tuple[int, float], ...] = ()
 
 
-def run_cell(cell: Cell, command: str) -> TrialRow | QualityRow:
+def run_cell(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrialRow | QualityRow:
     """Make the cell's classifier and measure it: a trial on validation rows only, a final run once on test.
 
-    Raises DataError, RecipeError, BaseModelError, and TrainingFailed if a final run diverged.
+    is_alone: the process has done nothing else, so that its memory is the cell's. folder: where to write the adapter,
+    none for baselines. Raises DataError, RecipeError, BaseModelError, and TrainingFailed if a final run diverged.
     """
     splits = read_data(cell)
     with TemporaryDirectory() as scratch:
         try:
-            made = _make(cell, splits, Path(scratch))
+            made = _make(cell, splits, Path(scratch), folder)
             logits = made.predict("validation")
         except TrainingFailed as error:
             if cell.is_final:
@@ -59,7 +62,8 @@ def run_cell(cell: Cell, command: str) -> TrialRow | QualityRow:
             return _diverged(cell, command, str(error))
         if not cell.is_final:
             return TrialRow(**_common(cell, made, splits, logits, command))
-        return _measure(cell, made, splits, logits, command)
+        row = _measure(cell, made, splits, logits, command)
+        return row.model_copy(update={"peak_memory_bytes": made.peak_memory_bytes}) if is_alone else row
 
 
 def read_data(cell: Cell) -> Splits:
@@ -81,13 +85,16 @@ def settle(cell: Cell, folder: Path) -> Plan:
     return cell.settled().settle(method, family, cell.train_rows, limit)
 
 
-def _make(cell: Cell, splits: Splits, scratch: Path) -> _Made:
+def _make(cell: Cell, splits: Splits, scratch: Path, output: Path | None) -> _Made:
     folder = base_model.locate(cell.base)
     plan = settle(cell, folder)
     if cell.method != FULL and cell.is_baseline:
         return _make_baseline(cell, splits, folder, plan)
     method = baselines.FullFineTuning() if cell.method == FULL else method_named(cell.method)
     fitted = fit(splits, folder, method, plan, cell.seed, Work(scratch, num_evaluations=cell.num_evaluations))
+    peak = peak_memory_bytes()
+    if output is not None and isinstance(method, Method):
+        keep(fitted, splits, method, plan, cell.base, cell.seed, output)
     return _Made(
         predict=fitted.predict,
         recipe=asdict(plan),
@@ -97,6 +104,7 @@ def _make(cell: Cell, splits: Splits, scratch: Path) -> _Made:
         num_head_parameters=fitted.num_head_parameters,
         num_bytes=_file_bytes(fitted.model, scratch) if cell.is_final else 0,
         num_steps=fitted.num_steps,
+        peak_memory_bytes=peak,
         curve=fitted.curve,
     )
 

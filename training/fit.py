@@ -37,7 +37,7 @@ from server.methods import Method
 from server.tokenizer import Tokenizer
 from training import evaluation
 from training.data import Splits, targets
-from training.model import PooledClassifier
+from training.model import PooledClassifier, checkpoint_activations
 from training.progress import Bar
 from training.recipe import Plan, Trainable
 from training.scale import Scale
@@ -149,7 +149,7 @@ def make_model(
     folder: Path, plan: Plan, method: Trainable, family: Family, splits: Splits, texts: Texts
 ) -> PeftModel | PreTrainedModel:
     """The base with a fresh head and the method's adapter; a method that is none of PEFT's trains the base itself."""
-    base = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling, splits.problem_type)
+    base = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling, splits.problem_type, plan.quantize)
     if base.config.pad_token_id is None:
         # the stock decoder heads look for padding by its id: take one that no text has
         used = texts.token_ids()
@@ -161,6 +161,8 @@ def make_model(
     if base_model.choose_device("auto").type == "cpu":
         # the fused attention of the CPU is slower in half precision (docs/log.md)
         base.set_attn_implementation("eager")
+    if plan.gradient_checkpointing:
+        checkpoint_activations(base)
     if not isinstance(method, Method):
         return base
     if method.peft_module is not None:

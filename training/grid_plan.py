@@ -151,7 +151,9 @@ class Cell:
     @property
     def key(self) -> str:
         """A digest of what fixes the result: not the names of plan and candidate, nor where the data lies."""
-        facts = asdict(self) | {"recipe": self.recipe.model_dump()}
+        # settings that are left as they are do not count, so that a new one changes no digest
+        recipe = self.recipe.model_dump(exclude_defaults=True, exclude={"gradient_checkpointing"})
+        facts = asdict(self) | {"recipe": recipe}
         for name in ("plan", "candidate", "data", "columns", "num_evaluations"):
             del facts[name]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from server.base_model import family_of_folder, locate
+from server.errors import RecipeError
 from server.families import Family
+from server.heads import head_modules
 from server.manifest import Pooling, ProblemType
+from training.recipe import Quantization
 
 PROBLEM_TYPES: Mapping[ProblemType, str] = {
     "single_label": "single_label_classification",
@@ -35,18 +46,31 @@ class PooledClassifier(PreTrainedModel):
 
     @staticmethod
     def load(
-        base: str, num_labels: int, pooling: Pooling, problem_type: ProblemType = "single_label"
+        base: str,
+        num_labels: int,
+        pooling: Pooling,
+        problem_type: ProblemType = "single_label",
+        quantize: Quantization | None = None,
     ) -> PreTrainedModel:
-        """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class."""
+        """A base model (folder, hub id or the embedded one) with a fresh head; `native` takes the stock class.
+
+        quantize: hold the linear layers of the backbone in that format. Raises RecipeError if it is not installed.
+        """
         folder = locate(base)
+        family = family_of_folder(folder)
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, problem_type=PROBLEM_TYPES[problem_type])
         settings = {"config": config, "dtype": torch.float32}  # heads are trained in full precision
-        if pooling == "native":
-            native: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **settings)
-            return native
-        model: PreTrainedModel = _class_for(family_of_folder(folder), pooling, type(config)).from_pretrained(
-            folder, **settings
+        if quantize is not None:
+            settings["quantization_config"] = _quantization(quantize, family, config)
+        classes: Any = (
+            AutoModelForSequenceClassification if pooling == "native" else _class_for(family, pooling, type(config))
         )
+        model: PreTrainedModel = classes.from_pretrained(folder, **settings)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # bitsandbytes 0.50 repacks weights on their first use outside of training, into a form that passes no
+                # gradient on: from the first validation on, layers below would learn nothing, without a word
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         return model
 
     def __init__(self, config: Any) -> None:
@@ -89,6 +113,13 @@ class PooledClassifier(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the input of every layer only, and compute the rest again for the backward pass (Chen et al. 2016)."""
+    # the name has changed between the releases of transformers that are supported
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def _pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     """One row per text from hidden [texts, tokens, hidden]."""
     mask = attention_mask[:, -hidden.shape[1] :]
@@ -100,6 +131,21 @@ def _pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1).long() - 1]
 
 
+def _quantization(quantize: Quantization, family: Family, config: PretrainedConfig) -> BitsAndBytesConfig:
+    """4 bits, their scales in 8 bits (QLoRA: Dettmers et al. 2023), the products in bfloat16."""
+    if find_spec("bitsandbytes") is None:
+        raise RecipeError(f"`quantize: {quantize}` needs bitsandbytes: pip install 'adaptermux[quantize]'")
+    # what the checkpoint may lack begins at random, and would never be quantised
+    fresh = [family.head, *head_modules(family.native_head(config)), *([family.pool] if family.pool else [])]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[f"{family.prefix}.{name}" if name == family.pool else name for name in fresh],
+    )
+
+
 def _class_for(family: Family, pooling: Pooling, config_class: type) -> type[PooledClassifier]:
     """A subclass for one architecture: `from_pretrained` reads its settings from the class."""
     attributes = {
@@ -108,5 +154,6 @@ def _class_for(family: Family, pooling: Pooling, config_class: type) -> type[Poo
         "base_model_prefix": family.prefix,
         "config_class": config_class,
         "_supports_sdpa": True,
+        "supports_gradient_checkpointing": True,
     }
     return type(f"Pooled{family.name.title()}", (PooledClassifier,), attributes)

@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server.errors import RecipeError
 from server.families import Family
 from server.manifest import Pooling
+from server.methods import Method
 
 # About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
 SAMPLES = 6000
 MIN_EPOCHS, MAX_EPOCHS = 3, 20
 DEFAULT_MAX_LENGTH = 512
+
+Quantization = Literal["nf4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Plan:
     max_length: int
     pooling: Pooling
     precision: str
+    quantize: Quantization | None
+    gradient_checkpointing: bool
 
 
 class Trainable(Protocol):
@@ -84,6 +89,10 @@ class Recipe(BaseModel):
     """null takes the family's default: mean for encoders, last for decoders."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto computes in bfloat16 where the hardware multiplies it."""
+    quantize: Quantization | None = None
+    """nf4 holds the frozen linear layers in 4 bits while training (Dettmers et al. 2023)."""
+    gradient_checkpointing: bool = False
+    """Computes each layer's activations again for the backward pass: less memory, about a third more time."""
 
     def settle(self, method: Trainable, family: Family, num_rows: int, length_limit: int) -> Plan:
         """Fill in the defaults of the method, the family and the data. Raises RecipeError.
@@ -94,6 +103,13 @@ class Recipe(BaseModel):
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
+        if self.quantize is not None and not isinstance(method, Method):
+            raise RecipeError(f"`quantize` is for a base that stays frozen, not for `{method.name}`; leave it out")
+        if self.gradient_checkpointing and method.num_virtual_tokens(options):
+            raise RecipeError(
+                f"`gradient_checkpointing` does not go with method {method.name}: layers that are computed again lose "
+                "the keys and values in front of a text; leave it out"
+            )
         return Plan(
             options=options,
             learning_rate=self.learning_rate or method.learning_rate,
@@ -107,6 +123,8 @@ class Recipe(BaseModel):
             max_length=self.max_length or min(length_limit, DEFAULT_MAX_LENGTH),
             pooling=self.pooling or family.default_pooling,
             precision=self.precision,
+            quantize=self.quantize,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
     def options_of(self, method: Trainable) -> dict[str, float]:

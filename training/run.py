@@ -66,16 +66,13 @@ def train(run: Run) -> Outcome | None:
     adapter_writer.check_target(run.output, run.overwrite)
     method = method_named(run.method)
     folder = base_model.locate(run.base)
-    fingerprint = base_model.fingerprint(folder)
     family = base_model.family_of_folder(folder)
     method.check_family(family)
     splits = load(run.data, run.train_rows, run.seed, run.columns, run.problem_type)
     limit = family.length_limit(AutoConfig.from_pretrained(folder))
     plan = run.recipe.settle(method, family, len(splits.train), limit)
     if run.work is not None:
-        _claim(run.work, method, plan, splits, run.seed, fingerprint)
-    floors = floor(splits)
-
+        _claim(run.work, method, plan, splits, run.seed, base_model.fingerprint(folder))
     with TemporaryDirectory() as scratch:
         work = Work(
             folder=run.work or Path(scratch),
@@ -85,9 +82,20 @@ def train(run: Run) -> Outcome | None:
             show_progress=run.show_progress,
         )
         fitted = fit(splits, folder, method, plan, run.seed, work)
-        measured, calibration = _measure(fitted, splits)
-        if not fitted.is_first_process:
-            return None
+        manifest = keep(fitted, splits, method, plan, run.base, run.seed, run.output)
+    if manifest is None:
+        return None
+    return Outcome(run.output, manifest, fitted.num_adapter_parameters + fitted.num_head_parameters)
+
+
+def keep(
+    fitted: Fitted, splits: Splits, method: Method[Any], plan: Plan, base: str, seed: int, output: Path
+) -> Manifest | None:
+    """Measure an adapter and write its folder. Of several processes all call this, and only the first one writes."""
+    measured, calibration = _measure(fitted, splits)
+    if not fitted.is_first_process:
+        return None
+    fingerprint = base_model.fingerprint(base_model.locate(base))
     draft = Manifest(
         method=method.name,
         labels=splits.labels,
@@ -96,16 +104,15 @@ def train(run: Run) -> Outcome | None:
         pooling=plan.pooling,
         temperature=calibration.temperature,
         threshold=calibration.threshold,
-        base_name=base_model.name_of(run.base, fingerprint),
+        base_name=base_model.name_of(base, fingerprint),
         base_fingerprint=fingerprint,
         weights_sha256="",
         # the stock classes take what peft gives them, ours keeps the positions
         positions="shifted" if method.at_attention and plan.pooling == "native" else "kept",
-        training=_facts(splits, run.seed, plan, {**measured, **floors}, fitted.train_s),
+        training=_facts(splits, seed, plan, {**measured, **floor(splits)}, fitted.train_s),
     )
     assert isinstance(fitted.model, PeftModel), "a method of PEFT trains a model of PEFT"
-    manifest = adapter_writer.write(fitted.model, draft, run.output)
-    return Outcome(run.output, manifest, fitted.num_adapter_parameters + fitted.num_head_parameters)
+    return adapter_writer.write(fitted.model, draft, output)
 
 
 def _facts(splits: Splits, seed: int, plan: Plan, measured: Mapping[str, Metric], train_s: float) -> TrainingFacts:

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 from decision.rows import QualityRow, TrialRow
@@ -39,12 +40,18 @@ class Workers(Protocol):
 class Processes:
     """Processes of this machine, which share its cores."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, cells_per_process: int = CELLS_PER_PROCESS) -> None:
         self.width = width
+        self._cells_per_process = cells_per_process
         self._pool = self._start()
 
     def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
         return self._pool.submit(run, cell, command)
+
+    def submit_alone(self, cell: Cell, command: str, folder: Path | None) -> Future[TrialRow | QualityRow]:
+        """Run a cell in a process that runs nothing else, so that memory and time are its own; write its adapter."""
+        assert self.width == self._cells_per_process == 1, "a process takes other cells too; this is a bug"
+        return self._pool.submit(run, cell, command, True, folder)
 
     def restart(self) -> None:
         self.abort()
@@ -65,7 +72,7 @@ class Processes:
             mp_context=multiprocessing.get_context("spawn"),  # forked threads of torch hang
             initializer=_begin,
             initargs=(max(1, cores // self.width),),
-            max_tasks_per_child=CELLS_PER_PROCESS,
+            max_tasks_per_child=self._cells_per_process,
         )
 
 
@@ -99,11 +106,11 @@ class Ray:
         self._ray.shutdown()
 
 
-def run(cell: Cell, command: str) -> TrialRow | QualityRow:
+def run(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrialRow | QualityRow:
     """`training.cell.run_cell`, which imports what takes seconds where it is run."""
     from training.cell import run_cell
 
-    return run_cell(cell, command)
+    return run_cell(cell, command, is_alone, folder)
 
 
 def run_alone(cell: Cell, command: str) -> TrialRow | QualityRow:
@@ -123,7 +130,7 @@ def _limit(num_threads: int) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(min(num_threads, torch.get_num_threads()))  # fewer where OMP_NUM_THREADS says so
     # peft reads a property that transformers has renamed
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 

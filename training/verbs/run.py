@@ -50,9 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="fixes the rows, their order and the weights (%(default)s)")
     parser.add_argument("--train-rows", type=int, help="use that many training rows, stratified by label")
     parser.add_argument("--recipe", type=Path, help="TOML or JSON file with training settings")
-    parser.add_argument("--text-column", help="column of the texts")
-    parser.add_argument("--pair-column", help="column of the second texts, for pairs")
-    parser.add_argument("--label-column", help="column of the labels, or of the numbers")
+    add_memory_flags(parser)
+    add_column_flags(parser)
     parser.add_argument(
         "--problem-type",
         choices=("auto", *PROBLEM_TYPES),
@@ -69,6 +68,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    """What makes a large base fit; both are fields of a recipe, too."""
+    parser.add_argument(
+        "--quantize", choices=("nf4",), help="hold the frozen base in 4 bits while training; needs adaptermux[quantize]"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory for activations, about a third more time"
+    )
+
+
+def add_column_flags(parser: argparse.ArgumentParser) -> None:
+    """Where texts and labels stand."""
+    parser.add_argument("--text-column", help="column of the texts")
+    parser.add_argument("--pair-column", help="column of the second texts, for pairs")
+    parser.add_argument("--label-column", help="column of the labels, or of the numbers")
+
+
+def memory_settings(flags: argparse.Namespace) -> dict[str, object]:
+    """The fields of a recipe that the flags of `add_memory_flags` set."""
+    found: dict[str, object] = {}
+    if flags.quantize is not None:
+        found["quantize"] = flags.quantize
+    if flags.gradient_checkpointing:
+        found["gradient_checkpointing"] = True
+    return found
+
+
 def run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
@@ -77,6 +103,7 @@ def run(flags: argparse.Namespace) -> int:
     from training.run import Run, train
     from training.sources import Columns
 
+    recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
     with trackers.reporting(flags.report_to, flags.output, flags.work_dir):
         outcome = train(
             Run(
@@ -86,7 +113,7 @@ def run(flags: argparse.Namespace) -> int:
                 base=flags.base,
                 seed=flags.seed,
                 train_rows=flags.train_rows,
-                recipe=read_recipe(flags.recipe) if flags.recipe else Recipe(),
+                recipe=recipe.model_copy(update=memory_settings(flags)),
                 columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
                 problem_type=flags.problem_type,
                 work=flags.work_dir,
