@@ -1,4 +1,4 @@
-"""A bucket of S3 or Google Cloud Storage, read through obstore.
+"""A bucket of S3 or Google Cloud Storage, through obstore.
 
 Endpoint, credentials and time limits come from the environment variables of either cloud (AWS_*, GOOGLE_*), which
 obstore reads itself. Its messages may hold endpoints and answers, so ours are written here from what kind of error it
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.adapter_files import ADAPTER_FILES, PICKLE_FILES, WEIGHTS_FILE, FileState, Look
@@ -86,6 +87,11 @@ class Bucket:
                 data = bytes(self._obstore.get(self._store, key, options=options).bytes())
             yield data
 
+    def write(self, key: str, path: Path) -> None:
+        """Put a file of this machine under a key, whole or not at all."""
+        with self._telling(f"{self.url}/{key}", "written"):
+            self._obstore.put(self._store, key, path)
+
     def _states(self, prefix: str, names: tuple[str, ...]) -> dict[str, FileState]:
         found = {}
         for name in names:
@@ -98,7 +104,7 @@ class Bucket:
         return found
 
     @contextmanager
-    def _telling(self, url: str) -> Iterator[None]:
+    def _telling(self, url: str, done: str = "read") -> Iterator[None]:
         """Turn an error of obstore into one of ours."""
         try:
             yield
@@ -106,12 +112,12 @@ class Bucket:
             raise SourceNotFound(f"there is no `{url}`") from None
         except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError):
             raise SourceUnreachable(
-                f"`{url}` may not be read with this server's credentials; they need leave to read and list it"
+                f"`{url}` may not be {done} with the credentials at hand; they need leave to list it and have it {done}"
             ) from None
         except self._errors.PreconditionError:
             raise SourceUnreachable(f"`{url}` was replaced while it was read; try again") from None
         except self._errors.BaseError as error:
-            raise SourceUnreachable(f"`{url}` cannot be read: {_cause(str(error))}") from None
+            raise SourceUnreachable(f"`{url}` cannot be {done}: {_cause(str(error))}") from None
 
 
 def _state_of(meta: ObjectMeta) -> FileState:

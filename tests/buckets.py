@@ -96,7 +96,7 @@ def write_adapter(folder: Path, files: dict[str, bytes] | None = None) -> Path:
 
 
 class FaultyStore:
-    """Answers GET and HEAD for `objects`, by key, of any bucket.
+    """Answers GET and HEAD for `objects`, by key, of any bucket, and takes PUT.
 
     before: called with the request line's method and key; it may change objects, wait, or return a status to answer.
     cut_after: bytes after which the connection of every GET, or of the first `num_cuts`, is closed.
@@ -130,6 +130,18 @@ class FaultyStore:
                     self.answer()
 
             do_HEAD = do_GET
+
+            def do_PUT(self) -> None:
+                key = unquote(self.path).split("/", 2)[2].partition("?")[0]
+                store.requests.append(f"{self.command} {key}")
+                data = self.rfile.read(int(self.headers["content-length"]))
+                status = store.before(self.command, key)
+                if status is None:
+                    store.objects[key] = data
+                self.send_response(status or 200)
+                self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def answer(self) -> None:
                 key = unquote(self.path).split("/", 2)[2].partition("?")[0]

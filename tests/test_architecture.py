@@ -28,7 +28,8 @@ COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 # What one package may import of another
 ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
-                 "server.products", "server.tokenizer", "server.errors", "decision.rows",
+                 "server.products", "server.tokenizer", "server.errors", "server.adapter_files",
+                 "server.weights_file", "server.sources", "server.bucket", "server.hub", "decision.rows",
                  "decision.bootstrap", "decision.comparison", "decision.outcomes"),
     "loadtest": ("decision.rows",),
     "server": ("decision.web",),

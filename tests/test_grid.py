@@ -272,7 +272,7 @@ def test_our_own_plans_can_be_read_and_have_a_known_number_of_cells(path: Path) 
     assert plan.name == path.stem
     cells = expected(plan, Path("data"), {})
     num_trials = {len(candidate.trials()) for candidate in plan.candidates if candidate.tune}
-    assert len(num_trials) == 1
+    assert len(num_trials) <= 1
     assert len({cell.key for cell in cells}) == len(cells)
 
 

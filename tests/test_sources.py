@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,9 @@ from tests.buckets import (
     use_endpoint,
     write_adapter,
 )
+from tests.hubs import COMMIT, Hub
 
 ROOT = Path(__file__).parent.parent
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ANY = ["s3:", "gs:", "hf:"]
 
 
@@ -450,63 +449,6 @@ def test_without_the_package_for_buckets_the_way_to_it_is_told(
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(SourceForbidden, match=r"pip install 'adaptermux\[cloud\]'"):
         fetch(f"{scheme}://bucket/a", tmp_path / "into")
-
-
-class Hub:
-    """A hub of one model, `me/reviews`, with a branch `main` and a tag `v1`, both at one commit."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.status = 200
-        self.commit_of_files = COMMIT
-        self.downloads: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(LIMIT_S)
-
-    def answer(self, path: str, method: str) -> tuple[int, bytes, dict[str, str]]:
-        if self.status != 200:
-            return self.status, SECRET.encode(), {}
-        for revision in ("main", "v1", COMMIT):
-            if path.partition("?")[0] == f"/api/models/me/reviews/revision/{revision}":
-                siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-                return 200, json.dumps({"id": "me/reviews", "sha": COMMIT, "siblings": siblings}).encode(), {}
-        folder, _, name = path.rpartition("/")
-        if folder.startswith("/me/reviews/resolve/") and name in self.files:
-            if method == "GET":
-                self.downloads.append(name)
-            return 200, self.files[name], {"ETag": f'"{name}"', "X-Repo-Commit": self.commit_of_files}
-        code = "RepoNotFound" if "me/reviews" not in path else "RevisionNotFound"
-        return 404, b"", {"X-Error-Code": code}
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                status, body, headers = hub.answer(self.path, self.command)
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        return Handler
 
 
 FETCH = """

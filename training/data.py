@@ -12,6 +12,7 @@ import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -95,8 +96,7 @@ def load(
     rng = random.Random(seed)
     test = found.get("test")
     if test is None:
-        # not from the run's seed: runs that are compared must be measured on the same rows
-        test, rest = take(rest, round(len(rest) * TEST_SHARE), random.Random(0))
+        test, rest = _cut_test(rest)
     if test_rows is not None and test_rows < len(test):
         test, _ = take(test, test_rows, random.Random(0))
     validation = found.get("validation")
@@ -119,6 +119,27 @@ def load(
     if kind == "regression":
         _check_spread(f"`{spec}`: `{labels[0]}`", targets(rest, labels, kind))
     return Splits(read.name, kind, labels, rest, validation, test)
+
+
+def load_split(
+    spec: str, split: str | None, problem_type: ProblemType, columns: Columns | None = None
+) -> tuple[str, list[Row]]:
+    """The rows to measure an adapter on, and what they are called. Raises DataError.
+
+    split: None takes every row of a file, and the test rows of a folder or a hub set; where no test rows are given,
+    `test` takes those that `load` cuts from the training rows.
+    """
+    is_file = Path(spec).is_file()
+    wanted = split or ("train" if is_file else "test")
+    read = sources.read(spec, columns or Columns(), problem_type == "regression", wanted)
+    if wanted not in read.splits and wanted != "test":
+        raise DataError(f"`{spec}` has no {wanted} rows; it has {', '.join(read.splits)}")
+    rows = [_row(record, problem_type) for record in read.splits.get(wanted, read.splits.get("train", []))]
+    if wanted not in read.splits:
+        rows, _ = _cut_test(rows)
+    if not rows:
+        raise DataError(f"`{spec}` is too small: no row is left for {wanted}")
+    return f"{read.name} (all rows)" if is_file and split is None else f"{read.name} ({wanted})", rows
 
 
 def targets(rows: Sequence[Row], labels: Sequence[str], problem_type: ProblemType) -> NDArray[Any]:
@@ -157,6 +178,11 @@ def take(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row]
     rng.shuffle(taken)
     rng.shuffle(others)
     return taken, others
+
+
+def _cut_test(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Test rows and the others, whatever the run's seed: runs that are compared are measured on the same rows."""
+    return take(rows, round(len(rows) * TEST_SHARE), random.Random(0))
 
 
 def _strata(rows: Sequence[Row]) -> list[Any]:

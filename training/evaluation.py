@@ -49,7 +49,7 @@ def measure(
             "spearman": metrics.spearman(numbers, guessed),
             "rmse": metrics.rmse(numbers, guessed),
         }
-    truth, predicted = truth.astype(np.int64), _decide(problem_type, logits, calibration)
+    truth, predicted = truth.astype(np.int64), decide(problem_type, logits, calibration)
     both = {"macro_f1": metrics.macro_f1(truth, predicted, logits.shape[1])}
     if problem_type == "single_label":
         return {"accuracy": metrics.accuracy(truth, predicted), **both}
@@ -65,17 +65,28 @@ def watch(problem_type: ProblemType, truth: NDArray[Any], logits: NDArray[np.flo
     if problem_type == "regression":
         value = metrics.correlation(truth.astype(np.float64), logits[:, 0])
     elif problem_type == "multi_label":
-        value = metrics.pooled_f1(truth.astype(np.int64), _decide(problem_type, logits, Calibration()))
+        value = metrics.pooled_f1(truth.astype(np.int64), decide(problem_type, logits, Calibration()))
     else:
         value = float((logits.argmax(1) == truth).mean())
     return {WATCHED[problem_type]: value}
 
 
-def _decide(problem_type: ProblemType, logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.int64]:
+def decide(problem_type: ProblemType, logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.int64]:
+    """The label's index [rows], or 0 and 1 [rows, labels]; numbers are not decided."""
     if problem_type == "single_label":
         best: NDArray[np.int64] = logits.argmax(1)
         return best
     return metrics.at_least(_sigmoid(logits / calibration.temperature), calibration.threshold)
+
+
+def softmax_or_sigmoid(problem_type: ProblemType, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities [rows, labels] of logits that are divided by the temperature already, or not."""
+    if problem_type == "multi_label":
+        return _sigmoid(logits)
+    from scipy.special import softmax
+
+    found: NDArray[np.float64] = softmax(logits, axis=1)
+    return found
 
 
 def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -59,6 +59,8 @@ class Work:
     keeps_checkpoints: bool = False
     num_evaluations: int | None = None
     report_to: str = "none"
+    name: str = "run"
+    """By which trackers know it."""
     show_progress: bool = False
 
 
@@ -246,6 +248,8 @@ def _make_trainer(
         save_strategy="epoch" if work.keeps_checkpoints else "no",
         save_total_limit=1,
         report_to=work.report_to,
+        run_name=work.name,
+        project="adaptermux",
         seed=seed,
         disable_tqdm=not work.show_progress,
         remove_unused_columns=False,

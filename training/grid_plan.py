@@ -151,14 +151,12 @@ class Cell:
     @property
     def key(self) -> str:
         """A digest of what fixes the result: not the names of plan and candidate, nor where the data lies."""
-        facts = asdict(self) | {"recipe": self.recipe.model_dump(exclude=self._without_effect())}
+        # settings that are left as they are do not count, so that a new one changes no digest
+        recipe = self.recipe.model_dump(exclude_defaults=True, exclude={"gradient_checkpointing"})
+        facts = asdict(self) | {"recipe": recipe}
         for name in ("plan", "candidate", "data", "columns", "num_evaluations"):
             del facts[name]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _without_effect(self) -> set[str]:
-        """Settings that leave a result as it is; cells from before there were these keep their digests."""
-        return {"gradient_checkpointing"} | (set() if self.recipe.quantize else {"quantize"})
 
 
 @dataclass(frozen=True, slots=True)

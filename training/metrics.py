@@ -74,6 +74,15 @@ def rmse(truth: Values, predicted: Values) -> Metric:
     return _bootstrapped(lambda t, p: float(np.sqrt(np.mean((t - p) ** 2))), truth, predicted)
 
 
+def negative_log_likelihood(logits: Values, truth: Truth) -> Metric:
+    """Mean surprise at the truth, in nats, a row or, of several labels, a decision; bootstrapped over rows.
+
+    logits, truth: as `fit_temperature` takes them.
+    """
+    surprise = _surprise_of_several(logits, truth).mean(1) if truth.ndim == 2 else _surprise_of_one(logits, truth)
+    return _bootstrapped(lambda t, p: float(p.mean()), truth, surprise)
+
+
 def expected_calibration_error(probabilities: Values, truth: Truth, num_bins: int = 15) -> float:
     """How far confidence and accuracy lie apart: over bins of confidence, the mean gap, weighted by rows.
 

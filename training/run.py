@@ -14,7 +14,6 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import AutoConfig
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from server import __version__, base_model
 from server.errors import RecipeError
@@ -65,7 +64,6 @@ def train(run: Run) -> Outcome | None:
     Under a launcher with several processes every one of them calls this; the first writes and returns the outcome.
     """
     adapter_writer.check_target(run.output, run.overwrite)
-    _check_tracker(run.report_to)
     method = method_named(run.method)
     folder = base_model.locate(run.base)
     family = base_model.family_of_folder(folder)
@@ -80,6 +78,7 @@ def train(run: Run) -> Outcome | None:
             folder=run.work or Path(scratch),
             keeps_checkpoints=run.work is not None,
             report_to=run.report_to,
+            name=run.output.name,
             show_progress=run.show_progress,
         )
         fitted = fit(splits, folder, method, plan, run.seed, work)
@@ -129,12 +128,6 @@ def _facts(splits: Splits, seed: int, plan: Plan, measured: Mapping[str, Metric]
         library_versions={name: version(name) for name in LIBRARIES},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _check_tracker(name: str) -> None:
-    known = ["none", *get_available_reporting_integrations()]
-    if name not in known:
-        raise RecipeError(f"tracker `{name}` is unknown or not installed; there are: {', '.join(known)}")
 
 
 def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: int, fingerprint: str) -> None:

@@ -65,21 +65,26 @@ class Source:
     order: Sequence[str] = ()
 
 
-def read(spec: str, columns: Columns, wants_numbers: bool) -> Source:
+def read(spec: str, columns: Columns, wants_numbers: bool, wanted: str = "train") -> Source:
     """Read a folder with train.csv (or .jsonl), one file, or `hub:name`. Raises DataError.
 
-    wants_numbers: look for the usual columns of numbers, not of labels.
+    wants_numbers: look for the usual columns of numbers, not of labels. wanted: the split that is asked for; of a
+    source that has it, nothing else need be there, or fit.
     """
     usual = NUMBER_COLUMNS if wants_numbers else LABEL_COLUMNS
-    return _from_hub(spec, columns, usual) if spec.startswith(HUB) else _from_disk(Path(spec), columns, usual)
+    if spec.startswith(HUB):
+        return _from_hub(spec, columns, usual, wanted)
+    return _from_disk(Path(spec), columns, usual, wanted)
 
 
-def _from_disk(path: Path, columns: Columns, usual: Sequence[str]) -> Source:
+def _from_disk(path: Path, columns: Columns, usual: Sequence[str], wanted: str) -> Source:
     if path.is_file():
         return Source(path.stem, {"train": _read_file(path, columns, usual)[1]})
     if not path.is_dir():
         raise DataError(f"data `{path}` is neither a folder nor a file; a hub data set is written hub:name")
     paths = {split: file for split in SPLITS if (file := _file_of(path, split)) is not None}
+    if wanted != "train" and wanted in paths:
+        return Source(path.resolve().name, {wanted: _read_file(paths[wanted], columns, usual)[1]})
     if "train" not in paths:
         raise DataError(f"folder `{path}` has neither train.csv nor train.jsonl")
     found = {split: _read_file(file, columns, usual) for split, file in paths.items()}
@@ -117,7 +122,7 @@ def _check_pairs(read: Rows, pair: str) -> None:
             raise DataError(f"`{read.source}` row {number} has `{other}`, other rows have `{pair}`; take one name")
 
 
-def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
+def _from_hub(spec: str, columns: Columns, usual: Sequence[str], wanted: str) -> Source:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -128,10 +133,11 @@ def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
         found = load_dataset(path, config)
     except (DatasetsError, OSError, ValueError, ConnectionError) as error:
         raise DataError(f"data set `{name}` cannot be fetched from the hub: {error}") from error
-    if "train" not in found:
-        raise DataError(f"data set `{name}` has no train split; it has {', '.join(found)}")
-    chosen = _choose(found["train"].column_names, columns, usual, spec)
-    kind = found["train"].features[chosen.label]
+    anchor = "train" if "train" in found else wanted
+    if anchor not in found:
+        raise DataError(f"data set `{name}` has no {wanted} split; it has {', '.join(found)}")
+    chosen = _choose(found[anchor].column_names, columns, usual, spec)
+    kind = found[anchor].features[chosen.label]
     names = getattr(getattr(kind, "feature", kind), "names", None) or []
     order = [] if usual is NUMBER_COLUMNS else [name.strip() for name in names]
     splits = {}
@@ -140,8 +146,8 @@ def _from_hub(spec: str, columns: Columns, usual: Sequence[str]) -> Source:
             records = _hub_records(found[split], chosen, order, f"{spec} {split}")
             if records:
                 splits[split] = records
-    if "train" not in splits:
-        raise DataError(f"data set `{name}` has no rows with a label in its train split")
+    if not {"train", wanted} & splits.keys():
+        raise DataError(f"data set `{name}` has no rows with a label in its {wanted} split")
     return Source(name, splits, order)
 
 

@@ -60,7 +60,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "fractions in .jsonl and hub data, and takes one label otherwise",
     )
     parser.add_argument("--work-dir", type=Path, help="keep checkpoints here and go on from the last one")
-    parser.add_argument("--report-to", default="none", help="a tracker that transformers knows, such as tensorboard")
+    parser.add_argument(
+        "--report-to", default="none", help="a tracker that transformers knows: tensorboard, trackio, wandb, mlflow"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -96,28 +98,30 @@ def memory_settings(flags: argparse.Namespace) -> dict[str, object]:
 def run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
+    from training import trackers
     from training.recipe import Recipe, read_recipe
     from training.run import Run, train
     from training.sources import Columns
 
     recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
-    outcome = train(
-        Run(
-            data=flags.data,
-            method=flags.method,
-            output=flags.output,
-            base=flags.base,
-            seed=flags.seed,
-            train_rows=flags.train_rows,
-            recipe=recipe.model_copy(update=memory_settings(flags)),
-            columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
-            problem_type=flags.problem_type,
-            work=flags.work_dir,
-            report_to=flags.report_to,
-            overwrite=flags.overwrite,
-            show_progress=not flags.quiet,
+    with trackers.reporting(flags.report_to, flags.output, flags.work_dir):
+        outcome = train(
+            Run(
+                data=flags.data,
+                method=flags.method,
+                output=flags.output,
+                base=flags.base,
+                seed=flags.seed,
+                train_rows=flags.train_rows,
+                recipe=recipe.model_copy(update=memory_settings(flags)),
+                columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
+                problem_type=flags.problem_type,
+                work=flags.work_dir,
+                report_to=flags.report_to,
+                overwrite=flags.overwrite,
+                show_progress=not flags.quiet,
+            )
         )
-    )
     if outcome is not None:
         print(json.dumps(_record(outcome), indent=2) if flags.json else _table(outcome))
     return 0
