@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
@@ -37,14 +38,15 @@ def markdown(comparison: Comparison, base: str) -> str:
         value, low, high = comparison.floor.value, comparison.floor.low, comparison.floor.high
         lines.append(f"| floor: TF-IDF | {_accuracy(Interval(value, low, high))} |" + " |" * 7)
     lines += ["", *map(_difference, comparison.differences), ""] if comparison.differences else [""]
-    source = row.provenance
-    versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
+    sources = [one.provenance for side in comparison.sides for one in side.rows]
+    versions = ", ".join(f"{name} {version}" for name, version in sources[0].versions.items())
     lines += [
-        f"Measured on {source.machine}; {versions}; commit {source.commit}; begun {source.created}. Every run is a "
+        f"Measured on {_each(source.machine for source in sources)}; {versions}; "
+        f"commit {_each(source.commit for source in sources)}; {sources[0].created}. Every run is a "
         f"line of `{ROWS}`. To measure it again:",
         "",
         "```bash",
-        source.command,
+        row.provenance.command,
         "```",
         "",
         "## Serve them",
@@ -128,6 +130,11 @@ def _difference(one: Difference) -> str:
         f"[{points.low:+.1f}, {points.high:+.1f}]. At a margin of {100 * MARGIN:g} point, {one.first} is: "
         f"{one.first_is}; {one.second} is: {one.second_is}."
     )
+
+
+def _each(values: Iterable[str]) -> str:
+    """The different ones: an example that goes on later may have been changed in between."""
+    return " and ".join(dict.fromkeys(values))
 
 
 def _accuracy(found: Interval) -> str:
