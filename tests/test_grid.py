@@ -249,6 +249,7 @@ def test_one_seed_gives_every_candidate_the_same_rows_order_and_head(
         ("rank = 2", "rank = 0", "option `rank` is 0.0, it must lie between 1"),
         ("tuning_seeds = [9]", "", "`tuning_seeds` is empty"),
         ("train_rows = [24]", "train_rows = []", "`train_rows`"),
+        ("train_rows = [24]", "train_rows = [24]\nepochs = { 25 = 1 }", "`epochs` names 25 rows"),
         ("max_test_rows", "test_rows", "`test_rows`: Extra inputs"),
         ('name = "tiny"', "name = ", "cannot be read"),
     ],
@@ -274,6 +275,12 @@ def test_our_own_plans_can_be_read_and_have_a_known_number_of_cells(path: Path) 
     num_trials = {len(candidate.trials()) for candidate in plan.candidates if candidate.tune}
     assert len(num_trials) <= 1
     assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_a_size_may_have_its_own_number_of_passes(plan: GridPlan) -> None:
+    longer = plan.model_copy(update={"epochs": {24: 7.0}})
+    assert {cell.recipe.epochs for cell in expected(plan, None, {})} == {4}
+    assert {cell.recipe.epochs for cell in expected(longer, None, {})} == {7}
 
 
 def test_a_dry_run_says_how_many_cells_and_how_long_and_runs_none(

@@ -94,6 +94,8 @@ class GridPlan(_Section):
     """How often a final run measures the validation rows while it trains."""
     recipe: Recipe = Field(default_factory=Recipe)
     """The same for every candidate."""
+    epochs: dict[int, float] = Field(default_factory=dict)
+    """Passes by number of training rows, where they are not the recipe's."""
     tasks: dict[str, Task] = Field(min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
 
@@ -112,6 +114,9 @@ class GridPlan(_Section):
             raise ValueError(f"candidates must have the same number of trials; they have: {told}")
         if counts and not self.tuning_seeds:
             raise ValueError("`tuning_seeds` is empty, candidates are tuned")
+        unknown = set(self.epochs) - set(self.train_rows)
+        if unknown:
+            raise ValueError(f"`epochs` names {min(unknown)} rows, which `train_rows` does not hold")
         if self.recipe.options:
             raise ValueError("`recipe.options` belongs to the candidates")
         return self
@@ -193,7 +198,9 @@ class Group:
         return max(self.candidate.trials(), key=merit)
 
     def _cell(self, settings: Settings, seed: int, is_final: bool) -> Cell:
-        plan = self.plan
+        plan, recipe = self.plan, self.plan.recipe
+        if self.train_rows in plan.epochs:
+            recipe = recipe.model_copy(update={"epochs": plan.epochs[self.train_rows]})
         return Cell(
             plan=plan.name,
             task=self.task,
@@ -211,7 +218,7 @@ class Group:
             seed=seed,
             is_final=is_final,
             num_evaluations=plan.num_evaluations if is_final else 0,
-            recipe=plan.recipe,
+            recipe=recipe,
         )
 
 
