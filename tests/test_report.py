@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision.rows import Predictions, QualityRow, TrialRow, Writer
+from decision.rows import Predictions, QualityRow, RowsError, TrialRow, Writer, read
 from server.errors import DataError
 from tests.measured import CANDIDATES, Candidate, rows
 from training import figures, report
@@ -242,6 +242,33 @@ def test_a_file_that_is_no_evidence_is_named(tmp_path: Path, capsys: pytest.Capt
     assert f"`{path}`, line 1" in capsys.readouterr().err
     assert main(["report", "--results", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_off_within_a_character_is_left_out(
+    grid: list[QualityRow | TrialRow], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    source = grid[0].provenance.model_copy(update={"command": "grid --plan ü/\u2028.toml"})
+    row = grid[0].model_copy(update={"provenance": source})
+    with Writer(path) as writer:
+        writer.write(row)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: whole.index("ü".encode()) + 1])
+    assert read(path) == [row]
+    with Writer(path) as writer:
+        writer.write(row)
+    assert path.read_bytes() == whole + whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_is_said(grid: list[QualityRow | TrialRow], tmp_path: Path) -> None:
+    with (
+        pytest.raises(RowsError, match=r"`/dev/full` cannot be written: .*No space left.*; what was finished before"),
+        Writer(Path("/dev/full")) as writer,
+    ):
+        writer.write(grid[0])
+    with pytest.raises(RowsError, match=r"cannot be written: .*directory"):
+        Writer(tmp_path)
 
 
 @pytest.mark.parametrize("num_methods", [1, 2])
