@@ -201,6 +201,21 @@ def test_tuning_is_the_mean_over_its_seeds() -> None:
     assert found.expected_best[2] == pytest.approx(((0.5 + 0.6 * 7 + 0.9 * 19) / 27 + 0.7) / 2)
 
 
+def test_each_setting_has_ends_of_its_own() -> None:
+    grid = made(tasks={"trec": 1.6}, sizes=(100,), candidates=FEW[2:3], num_trials=3)
+    rates = iter((1e-3, 2e-3, 4e-3))
+    two = [
+        row.model_copy(update={"recipe": {"learning_rate": rate, "head_learning_rate": 10 * rate}})
+        for row in grid
+        if isinstance(row, TrialRow) and (rate := next(rates))
+    ]
+    for chosen, is_at_end in ((2e-2, False), (1e-2, True), (4e-2, True)):
+        recipe = {"learning_rate": 2e-3, "head_learning_rate": chosen}
+        finals = [row.model_copy(update={"recipe": recipe}) for row in grid if isinstance(row, QualityRow)]
+        [found] = summarise([*two, *finals], resamples=50).cells[0].standings
+        assert found.is_at_end == is_at_end
+
+
 def test_tables_are_whole_and_say_what_they_rest_on(grid: list[QualityRow | TrialRow]) -> None:
     page = report.render(summarise(grid, resamples=RESAMPLES), "adaptermux-train report again", {})
     tables = [block for block in page.split("\n\n") if block.startswith("|")]
