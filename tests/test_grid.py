@@ -171,7 +171,9 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
     outcome = run_grid(plan, data_root, results, rest, "by hand")
     assert (outcome.num_found, outcome.num_run, len(rest.cells)) == (5, NUM_CELLS - 5, NUM_CELLS - 5)
     assert figures(results) == figures(whole)
-    assert run_grid(plan, data_root, results, Here(num_cells=0), "by hand").num_run == 0
+    other = plan.model_copy(update={"final_seeds": [1]})
+    again = run_grid(other, data_root, results, Here(num_cells=0), "by hand")
+    assert (again.num_found, again.num_run) == (NUM_CELLS - 5, 0)  # of this plan, not of the file
 
 
 def test_a_run_whose_time_is_up_begins_nothing_more(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
@@ -411,6 +413,35 @@ def test_a_cell_whose_process_dies_again_and_again_is_given_up(plan: GridPlan, d
         ("full", "its process died again and again; is there enough memory?")
     }
     assert outcome.num_run == NUM_CELLS - 4
+
+
+def test_a_baseline_that_cannot_be_fitted_is_a_failure_and_a_bug_loses_nothing_that_is_finished(
+    plan: GridPlan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "topics"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_text("text,label\n" + "?,yes\n!,no\n" * 60)
+    small = plan.model_copy(update={"candidates": plan.candidates[:2]})
+    outcome = run_grid(small, tmp_path, tmp_path / "rows.jsonl", Here(), "by hand")
+    assert outcome.num_run == 2
+    assert {cell.method for cell, _ in outcome.failures} == {"words"}
+    assert "`words` cannot be fitted to 24 rows of" in outcome.failures[0][1]
+
+    class Faulty(Here):
+        width = 2
+
+        def submit(self, cell: Cell, command: str) -> Future[Row]:
+            if cell.seed == 1:
+                return super().submit(cell, command)
+            future: Future[Row] = Future()
+            future.set_exception(ZeroDivisionError("a bug"))
+            return future
+
+    results = tmp_path / "again.jsonl"
+    with pytest.raises(ZeroDivisionError):
+        run_grid(small, tmp_path, results, Faulty(), "by hand")
+    assert [row.seed for row in read(results)] == [1]
 
 
 def test_a_killed_command_leaves_no_process_behind_and_goes_on(

@@ -146,15 +146,17 @@ class _Run:
         return bool(self._running)
 
     def _collect(self, pairs: Sequence[tuple[Future[Row], Group, Cell]]) -> Iterator[tuple[Cell, Row]]:
-        broken = [(group, cell) for future, group, cell in pairs if isinstance(future.exception(), BrokenExecutor)]
+        broken: list[tuple[Group, Cell]] = []
+        bugs: list[BaseException] = []
         for future, group, cell in pairs:
             error = future.exception()
-            if isinstance(error, BrokenExecutor):
-                continue
             if error is not None:
-                if not isinstance(error, AdaptermuxError):
-                    raise error
-                self.outcome.failures.append((cell, str(error)))
+                if isinstance(error, BrokenExecutor):
+                    broken.append((group, cell))
+                elif isinstance(error, AdaptermuxError):
+                    self.outcome.failures.append((cell, str(error)))
+                else:
+                    bugs.append(error)  # raised when what is finished has been kept
                 continue
             self._rows[cell.key] = row = future.result()
             self.outcome.num_run += 1
@@ -162,6 +164,8 @@ class _Run:
                 # a group's final runs come before the next group, so that what is finished is whole
                 self._waiting.extendleft((group, one) for one in reversed(self._after_trial(group)))
             yield cell, row
+        if bugs:
+            raise bugs[0]
         if broken:
             self._begin_again(broken)
 
