@@ -251,6 +251,14 @@ def test_the_command_writes_the_same_page_and_figures_twice(
     assert f"adaptermux-train report --results {files[0]} {files[1]} --output" in first["quality.md"].decode()
 
 
+def test_a_vocabulary_is_not_said_to_weigh_nothing() -> None:
+    words = Candidate("words", "words", -1.0, 0, learns=False)
+    grid = made(tasks={"trec": 1.6}, sizes=(100,), candidates=[words, *FEW])
+    page = report.render(summarise(grid, resamples=50), "made up", {})
+    assert "| `words` | – | – | – |" in page
+    assert "| `majority` | – | 0 | 0 |" in page
+
+
 def test_a_file_that_is_no_evidence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kind": "quality"}\n', encoding="utf-8")
