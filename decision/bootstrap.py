@@ -33,7 +33,8 @@ def crossed_mean(hits: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int 
     """Mean accuracy of runs over seeds and the test texts, with an interval that covers other seeds and other texts.
 
     hits [seeds, items]. Seeds and items are drawn independently, with replacement. A little too wide where
-    seed and item interact, and too narrow with very few seeds; with one seed only the items are drawn.
+    seed and item interact, and too narrow with few seeds that differ much: a mean of n of them varies by n / (n - 1)
+    more than what is drawn. With one seed only the items are drawn.
     Source: Owen 2007, "The pigeonhole bootstrap".
     """
     return crossed_interval(resample_items(hits, resamples, seed), hits.mean(axis=1), seed)

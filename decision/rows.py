@@ -6,6 +6,7 @@ Whoever measures writes these rows; whoever decides reads them. Units stand in t
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import hashlib
 import os
@@ -101,7 +102,8 @@ class _TrainingRow(_Record):
     validation_nll: float | None
     """Mean negative log-likelihood of the true labels; null where training diverged."""
     train_cpu_s: float = Field(ge=0)
-    """CPU seconds of the training alone: on a shared machine they say more than the clock."""
+    """CPU seconds of the training with the validations along it; of a logistic regression, with the features of every
+    split. On a shared machine they say more than the clock."""
     train_s: float = Field(ge=0)
     peak_memory_bytes: int | None = None
     """The highest of the process, or of the accelerator where there is one; null where it had other work too."""
@@ -148,23 +150,25 @@ _ROW: TypeAdapter[TrialRow | QualityRow] = TypeAdapter(Row)
 def read(path: Path) -> list[TrialRow | QualityRow]:
     """Every row of a file; a last line that was cut off is left out. Raises RowsError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
+        *lines, _ = path.read_bytes().split(b"\n")  # a character may be cut off too
+    except OSError as error:
         raise RowsError(f"`{path}` cannot be read: {error}") from error
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 class Writer:
     """Appends rows so that each is there after a crash; a last line that was cut off is removed first.
 
-    One process writes a file at a time: a second one gets RowsError.
+    One process writes a file at a time: a second one gets RowsError, and so does one whose disk is full.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise RowsError(f"`{path}` cannot be written: {error}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -176,9 +180,13 @@ class Writer:
 
     def write(self, row: TrialRow | QualityRow) -> None:
         """Add one row, and wait until it is on the disk."""
-        self._file.write(row.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = row.model_dump_json().encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RowsError(f"`{self._path}` cannot be written: {error}; what was finished before is kept") from error
 
     def __enter__(self) -> Writer:
         return self
@@ -192,7 +200,7 @@ def quality(rows: Sequence[TrialRow | QualityRow]) -> list[QualityRow]:
     return [row for row in rows if isinstance(row, QualityRow)]
 
 
-def _parse(path: Path, number: int, line: str) -> TrialRow | QualityRow:
+def _parse(path: Path, number: int, line: bytes) -> TrialRow | QualityRow:
     try:
         return _ROW.validate_json(line)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from decision.rows import QualityRow, RowsError, TrialRow, Writer, quality, read
 from server.errors import AdaptermuxError, RecipeError
 from server.families import family_of
 from server.methods import methods
+from tests import measured
 from tests.test_training import write_corpus
 from training import command
 from training.baselines import FullFineTuning
@@ -25,7 +27,7 @@ from training.cell import run_cell
 from training.data import load
 from training.estimate import Estimate
 from training.fit import _Order, make_model, true_answers
-from training.grid import Row, expected, finished, run_grid
+from training.grid import Row, expected, finished, rows_of, run_grid
 from training.grid_plan import Cell, GridPlan, Group, groups, read_plan
 from training.recipe import Recipe, Trainable
 from training.texts import Texts
@@ -169,13 +171,67 @@ def test_a_stopped_run_goes_on_with_what_is_missing(
     outcome = run_grid(plan, data_root, results, rest, "by hand")
     assert (outcome.num_found, outcome.num_run, len(rest.cells)) == (5, NUM_CELLS - 5, NUM_CELLS - 5)
     assert figures(results) == figures(whole)
-    assert run_grid(plan, data_root, results, Here(num_cells=0), "by hand").num_run == 0
+    other = plan.model_copy(update={"final_seeds": [1]})
+    again = run_grid(other, data_root, results, Here(num_cells=0), "by hand")
+    assert (again.num_found, again.num_run) == (NUM_CELLS - 5, 0)  # of this plan, not of the file
 
 
 def test_a_run_whose_time_is_up_begins_nothing_more(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
     outcome = run_grid(plan, data_root, tmp_path / "none.jsonl", Here(), "by hand", stop_after_s=-1)
     assert outcome.num_run == 0
     assert outcome.num_left > 0
+
+
+def test_a_report_takes_the_rows_that_a_plan_asks_for_now(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Values that were added to a plan may choose other final runs, and another plan may have other names."""
+    text, wider, renamed = plan_file.read_text(), tmp_path / "wider.toml", tmp_path / "renamed.toml"
+    wider.write_text(
+        text.replace("10.0]", "10.0, 50.0]").replace("1e-3]", "1e-3, 5e-1]").replace("1e-2]", "1e-2, 5e-1]")
+    )
+    renamed.write_text(text.replace('"small"', '"little"').replace('"tiny"', '"other"'))
+    narrow, wide = filled(plan_file), filled(wider)
+    rows = [*narrow, *(row for row in wide if row.cell not in {other.cell for other in narrow})]
+    assert len(rows) == NUM_CELLS + 4 + 4 * 2
+    key = operator.attrgetter("cell")
+    assert sorted(rows_of(read_plan(plan_file), rows), key=key) == sorted(narrow, key=key)
+    assert sorted(rows_of(read_plan(wider), rows), key=key) == sorted(wide, key=key)
+    found = rows_of(read_plan(renamed), rows)
+    assert {row.plan for row in found} == {"other"}
+    assert {row.candidate for row in found} == {"most", "words", "probe", "little", "whole"}
+    unfinished = [row for row in rows if not isinstance(row, TrialRow) or row.method != "full"]
+    assert not [row for row in rows_of(read_plan(wider), unfinished) if row.method == "full"]
+    results = tmp_path / "rows.jsonl"
+    with Writer(results) as writer:
+        for row in rows:
+            writer.write(row)
+    flags = ["report", "--results", str(results), "--output", str(tmp_path / "report")]
+    assert command.main(flags) == 1
+    assert "is there twice with different results, of plans `tiny` and `tiny`" in capsys.readouterr().err
+    assert command.main([*flags, "--plan", str(wider), "--json"]) == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert {one["candidate"]: one["tuned"] for one in cell["standings"]}["small"] == [5e-1]
+
+
+def filled(path: Path) -> list[Row]:
+    """Rows of every cell of a plan, of which the highest setting did best."""
+    made = measured.rows(tasks={"topics": 1.0}, sizes=(24,), seeds=(0,), num_items=30)
+    trial = next(row for row in made if isinstance(row, TrialRow))
+    final = next(row for row in made if isinstance(row, QualityRow))
+    rows: dict[str, Row] = {}
+
+    def add(mould: Row, cell: Cell) -> None:
+        facts = {name: getattr(cell, name) for name in ("plan", "candidate", "method", "seed")}
+        merit = {"validation_accuracy": 0.9 - 1 / (2 + sum(dict(cell.settings).values()))}
+        rows[cell.key] = mould.model_copy(update={**facts, **merit, "cell": cell.key, "recipe": dict(cell.settings)})
+
+    for group in groups(read_plan(path), None):
+        for cell in group.trials():
+            add(trial, cell)
+        for cell in group.finals(group.choose(rows)):
+            add(final, cell)
+    return list(rows.values())
 
 
 def test_trials_do_not_see_the_test_rows(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
@@ -248,6 +304,10 @@ def test_one_seed_gives_every_candidate_the_same_rows_order_and_head(
         ("rank = 2", "size = 2", "option `size` is unknown to method lora; its options: rank"),
         ("rank = 2", "rank = 0", "option `rank` is 0.0, it must lie between 1"),
         ("tuning_seeds = [9]", "", "`tuning_seeds` is empty"),
+        ("tuning_seeds = [9]", "tuning_seeds = [9, 9]", "`tuning_seeds` holds the same one twice"),
+        ("[1e-3, 1e-2]", "[1e-3, 1e-3]", r"`tune.learning_rate` is \[0.001, 0.001\], not one or more different values"),
+        ("[1e-3, 1e-2]", "[1e-3, 0]", r"`tune.learning_rate` is \[0.001, 0.0\], .*above 0"),
+        ("[1e-3, 1e-2]", "[]", r"`tune.learning_rate` is \[\]"),
         ("train_rows = [24]", "train_rows = []", "`train_rows`"),
         ("train_rows = [24]", "train_rows = [24]\nepochs = { 25 = 1 }", "`epochs` names 25 rows"),
         ("max_test_rows", "test_rows", "`test_rows`: Extra inputs"),
@@ -360,6 +420,35 @@ def test_a_cell_whose_process_dies_again_and_again_is_given_up(plan: GridPlan, d
         ("full", "its process died again and again; is there enough memory?")
     }
     assert outcome.num_run == NUM_CELLS - 4
+
+
+def test_a_baseline_that_cannot_be_fitted_is_a_failure_and_a_bug_loses_nothing_that_is_finished(
+    plan: GridPlan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "topics"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_text("text,label\n" + "?,yes\n!,no\n" * 60)
+    small = plan.model_copy(update={"candidates": plan.candidates[:2]})
+    outcome = run_grid(small, tmp_path, tmp_path / "rows.jsonl", Here(), "by hand")
+    assert outcome.num_run == 2
+    assert {cell.method for cell, _ in outcome.failures} == {"words"}
+    assert "`words` cannot be fitted to 24 rows of" in outcome.failures[0][1]
+
+    class Faulty(Here):
+        width = 2
+
+        def submit(self, cell: Cell, command: str) -> Future[Row]:
+            if cell.seed == 1:
+                return super().submit(cell, command)
+            future: Future[Row] = Future()
+            future.set_exception(ZeroDivisionError("a bug"))
+            return future
+
+    results = tmp_path / "again.jsonl"
+    with pytest.raises(ZeroDivisionError):
+        run_grid(small, tmp_path, results, Faulty(), "by hand")
+    assert [row.seed for row in read(results)] == [1]
 
 
 def test_a_killed_command_leaves_no_process_behind_and_goes_on(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision.rows import Predictions, QualityRow, TrialRow, Writer
+from decision.rows import Predictions, QualityRow, RowsError, TrialRow, Writer, read
 from server.errors import DataError
 from tests.measured import CANDIDATES, Candidate, rows
 from training import figures, report
@@ -155,9 +155,10 @@ def test_runs_on_different_tests_are_refused(grid: list[QualityRow | TrialRow]) 
 def test_a_row_that_is_there_twice_counts_once_and_two_results_are_refused(grid: list[QualityRow | TrialRow]) -> None:
     assert summarise([*grid, *grid], resamples=50) == summarise(grid, resamples=50)
     again = [row.model_copy(update={"train_s": 1.0, "plan": "other"}) for row in grid]
-    with pytest.raises(DataError, match="twice with different results, of plans `made-up` and `other`"):
+    with pytest.raises(
+        DataError, match=r"twice with different results, of plans `made-up` and `other`; name .* --plan"
+    ):
         summarise([*grid, *again], resamples=50)
-    assert summarise([*grid, *again], plan="made-up", resamples=50) == summarise(grid, resamples=50)
 
 
 def test_no_rows_are_refused() -> None:
@@ -200,6 +201,21 @@ def test_tuning_is_the_mean_over_its_seeds() -> None:
     assert found.expected_best[2] == pytest.approx(((0.5 + 0.6 * 7 + 0.9 * 19) / 27 + 0.7) / 2)
 
 
+def test_each_setting_has_ends_of_its_own() -> None:
+    grid = made(tasks={"trec": 1.6}, sizes=(100,), candidates=FEW[2:3], num_trials=3)
+    rates = iter((1e-3, 2e-3, 4e-3))
+    two = [
+        row.model_copy(update={"recipe": {"learning_rate": rate, "head_learning_rate": 10 * rate}})
+        for row in grid
+        if isinstance(row, TrialRow) and (rate := next(rates))
+    ]
+    for chosen, is_at_end in ((2e-2, False), (1e-2, True), (4e-2, True)):
+        recipe = {"learning_rate": 2e-3, "head_learning_rate": chosen}
+        finals = [row.model_copy(update={"recipe": recipe}) for row in grid if isinstance(row, QualityRow)]
+        [found] = summarise([*two, *finals], resamples=50).cells[0].standings
+        assert found.is_at_end == is_at_end
+
+
 def test_tables_are_whole_and_say_what_they_rest_on(grid: list[QualityRow | TrialRow]) -> None:
     page = report.render(summarise(grid, resamples=RESAMPLES), "adaptermux-train report again", {})
     tables = [block for block in page.split("\n\n") if block.startswith("|")]
@@ -235,6 +251,14 @@ def test_the_command_writes_the_same_page_and_figures_twice(
     assert f"adaptermux-train report --results {files[0]} {files[1]} --output" in first["quality.md"].decode()
 
 
+def test_a_vocabulary_is_not_said_to_weigh_nothing() -> None:
+    words = Candidate("words", "words", -1.0, 0, learns=False)
+    grid = made(tasks={"trec": 1.6}, sizes=(100,), candidates=[words, *FEW])
+    page = report.render(summarise(grid, resamples=50), "made up", {})
+    assert "| `words` | – | – | – |" in page
+    assert "| `majority` | – | 0 | 0 |" in page
+
+
 def test_a_file_that_is_no_evidence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kind": "quality"}\n', encoding="utf-8")
@@ -242,6 +266,33 @@ def test_a_file_that_is_no_evidence_is_named(tmp_path: Path, capsys: pytest.Capt
     assert f"`{path}`, line 1" in capsys.readouterr().err
     assert main(["report", "--results", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_line_that_was_cut_off_within_a_character_is_left_out(
+    grid: list[QualityRow | TrialRow], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    source = grid[0].provenance.model_copy(update={"command": "grid --plan ü/\u2028.toml"})
+    row = grid[0].model_copy(update={"provenance": source})
+    with Writer(path) as writer:
+        writer.write(row)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: whole.index("ü".encode()) + 1])
+    assert read(path) == [row]
+    with Writer(path) as writer:
+        writer.write(row)
+    assert path.read_bytes() == whole + whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_is_said(grid: list[QualityRow | TrialRow], tmp_path: Path) -> None:
+    with (
+        pytest.raises(RowsError, match=r"`/dev/full` cannot be written: .*No space left.*; what was finished before"),
+        Writer(Path("/dev/full")) as writer,
+    ):
+        writer.write(grid[0])
+    with pytest.raises(RowsError, match=r"cannot be written: .*directory"):
+        Writer(tmp_path)
 
 
 @pytest.mark.parametrize("num_methods", [1, 2])

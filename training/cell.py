@@ -110,17 +110,22 @@ def _make(cell: Cell, splits: Splits, scratch: Path, output: Path | None) -> _Ma
 
 
 def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Made:
-    """One that trains nothing of the base."""
+    """One that trains nothing of the base. Raises DataError where it cannot be fitted."""
     began, began_cpu = time.perf_counter(), time.process_time()
     settings, num_parameters = dict(cell.settings), 0
-    if cell.method == MAJORITY:
-        logits = baselines.majority(splits)
-    elif cell.method == WORDS:
-        logits = word_logits(splits, settings[STRENGTH])
-    else:
-        assert cell.method == PROBE, f"baseline `{cell.method}` is in the list but cannot be made; this is a bug"
-        logits = baselines.probe(splits, folder, plan, settings[STRENGTH])
-        num_parameters = len(splits.labels) * (AutoConfig.from_pretrained(folder).hidden_size + 1)
+    try:
+        if cell.method == MAJORITY:
+            logits = baselines.majority(splits)
+        elif cell.method == WORDS:
+            logits = word_logits(splits, settings[STRENGTH])
+        else:
+            assert cell.method == PROBE, f"baseline `{cell.method}` is in the list but cannot be made; this is a bug"
+            logits = baselines.probe(splits, folder, plan, settings[STRENGTH])
+            num_parameters = len(splits.labels) * (AutoConfig.from_pretrained(folder).hidden_size + 1)
+    except ValueError as error:  # scikit-learn's: no words, or one label only
+        raise DataError(
+            f"`{cell.method}` cannot be fitted to {cell.train_rows} rows of `{cell.data}`: {error}"
+        ) from error
     return _Made(
         predict=logits.__getitem__,
         recipe=settings,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,11 @@ Row = TrialRow | QualityRow
 
 @dataclass(slots=True)
 class Outcome:
-    """What a call of `run_grid` did. failures: cells that could not be run, and why."""
+    """What a call of `run_grid` did.
+
+    num_found: cells of the plan that were there; num_left: that could have been run next; failures: cells that could
+    not be run, and why.
+    """
 
     num_found: int = 0
     num_run: int = 0
@@ -53,6 +57,25 @@ def expected(plan: GridPlan, data_root: Path | None, rows: Mapping[str, Row]) ->
     return found
 
 
+def rows_of(plan: GridPlan, rows: Iterable[Row]) -> list[Row]:
+    """The rows that a plan asks for as it stands now, by its own names, whichever plan they were run for.
+
+    A file may hold others too: of other plans, and of this one before it was changed.
+    """
+    by_cell: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_cell[row.cell].append(row)
+    first = {key: found[0] for key, found in by_cell.items()}
+    asked: list[Cell] = []
+    for group in groups(plan, None):
+        trials = group.trials()
+        asked += trials
+        if all(cell.key in first for cell in trials):
+            asked += group.finals(group.choose(first))
+    names = ((cell, {"plan": plan.name, "candidate": cell.candidate}) for cell in asked)
+    return [row.model_copy(update=own) for cell, own in names for row in by_cell.get(cell.key, ())]
+
+
 def run_grid(
     plan: GridPlan,
     data_root: Path | None,
@@ -71,7 +94,7 @@ def run_grid(
         with Writer(results) as writer:
             rows = finished(results)
             run = _Run(plan, data_root, rows, workers, command, stop_after_s)
-            run.outcome.num_found = len(rows)
+            run.outcome.num_found = sum(cell.key in rows for cell in expected(plan, data_root, rows))
             for cell, row in run.rows_as_they_come():
                 writer.write(row)
                 on_row(cell, row)
@@ -123,15 +146,17 @@ class _Run:
         return bool(self._running)
 
     def _collect(self, pairs: Sequence[tuple[Future[Row], Group, Cell]]) -> Iterator[tuple[Cell, Row]]:
-        broken = [(group, cell) for future, group, cell in pairs if isinstance(future.exception(), BrokenExecutor)]
+        broken: list[tuple[Group, Cell]] = []
+        bugs: list[BaseException] = []
         for future, group, cell in pairs:
             error = future.exception()
-            if isinstance(error, BrokenExecutor):
-                continue
             if error is not None:
-                if not isinstance(error, AdaptermuxError):
-                    raise error
-                self.outcome.failures.append((cell, str(error)))
+                if isinstance(error, BrokenExecutor):
+                    broken.append((group, cell))
+                elif isinstance(error, AdaptermuxError):
+                    self.outcome.failures.append((cell, str(error)))
+                else:
+                    bugs.append(error)  # raised when what is finished has been kept
                 continue
             self._rows[cell.key] = row = future.result()
             self.outcome.num_run += 1
@@ -139,6 +164,8 @@ class _Run:
                 # a group's final runs come before the next group, so that what is finished is whole
                 self._waiting.extendleft((group, one) for one in reversed(self._after_trial(group)))
             yield cell, row
+        if bugs:
+            raise bugs[0]
         if broken:
             self._begin_again(broken)
 

@@ -66,6 +66,9 @@ class Candidate(_Section):
         wrong = sorted(set(self.tune) - set(known))
         if wrong:
             raise ValueError(f"`{wrong[0]}` cannot be tuned for {self.method}; can be: {', '.join(known) or 'nothing'}")
+        for name, values in self.tune.items():
+            if not values or len(set(values)) < len(values) or min(values) <= 0:
+                raise ValueError(f"`tune.{name}` is {values}, not one or more different values above 0")
         if self.method in BASELINES:
             if self.options:
                 raise ValueError(f"{self.method} has no options")
@@ -102,7 +105,8 @@ class GridPlan(_Section):
     @model_validator(mode="after")
     def _check(self) -> GridPlan:
         names = [candidate.name for candidate in self.candidates]
-        for what, values in (("candidates", names), ("train_rows", self.train_rows), ("final_seeds", self.final_seeds)):
+        lists = {name: getattr(self, name) for name in ("train_rows", "tuning_seeds", "final_seeds")}
+        for what, values in {"candidates": names, **lists}.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"`{what}` holds the same one twice")
         both = set(self.final_seeds) & set(self.tuning_seeds)

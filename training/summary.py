@@ -21,7 +21,7 @@ from decision.bootstrap import (
 )
 from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, holm, non_inferiority, sign_flip_p
 from decision.outcomes import expected_best, has_collapsed, steps_to_share
-from decision.rows import BASELINES, MAJORITY, Provenance, QualityRow, TrialRow
+from decision.rows import BASELINES, MAJORITY, QualityRow, TrialRow
 from server.errors import DataError
 
 Row = QualityRow | TrialRow
@@ -137,20 +137,17 @@ class Summary:
     commands: tuple[str, ...]
 
 
-def summarise(
-    rows: Iterable[Row], reference: str | None = None, plan: str | None = None, resamples: int = RESAMPLES
-) -> Summary:
+def summarise(rows: Iterable[Row], reference: str | None = None, resamples: int = RESAMPLES) -> Summary:
     """Put rows in cells and compare.
 
     reference: the candidate that the others are compared with; None takes the best adapter of each cell, whose luck
-    makes the others look slightly worse than they are. plan: leave out the rows of other plans.
-    Raises DataError.
+    makes the others look worse than they are. Raises DataError.
     """
-    kept = _unique(row for row in rows if plan in (None, row.plan))
+    kept = _unique(rows)
     runs = [row for row in kept if isinstance(row, QualityRow)]
     trials = [row for row in kept if isinstance(row, TrialRow)]
     if not runs:
-        raise DataError(f"there is no row of kind `quality`{f' of plan `{plan}`' if plan else ''}; run the grid first")
+        raise DataError("there is no row of kind `quality` that is asked for; run the grid first")
     candidates = sorted({row.candidate for row in runs})
     if reference is not None and reference not in candidates:
         raise DataError(f"the reference `{reference}` is in no row; there are {', '.join(candidates)}")
@@ -185,7 +182,8 @@ def _unique(rows: Iterable[Row]) -> list[Row]:
         if found.setdefault(key, row) != row:
             raise DataError(
                 f"`{row.candidate}` on `{row.task}` with {row.train_rows} rows and seed {row.seed} is there twice with "
-                f"different results, of plans `{found[key].plan}` and `{row.plan}`; name one plan, or fewer files"
+                f"different results, of plans `{found[key].plan}` and `{row.plan}`; name the file of one with --plan, "
+                "or fewer files"
             )
     return [found[key] for key in sorted(found, key=str)]
 
@@ -286,8 +284,8 @@ def _standing(
         candidate=first.candidate,
         method=first.method,
         seeds=tuple(run.seed for run in runs),
-        tuned=(tuned := _values(runs, _knobs(trials))),
-        is_at_end=bool({min(tried), max(tried)} & set(tuned)) if (tried := _values(trials, _knobs(trials))) else False,
+        tuned=_values(runs, _knobs(trials)),
+        is_at_end=any(_is_at_end(name, runs, trials) for name in _knobs(trials)),
         num_adapter_parameters=first.num_adapter_parameters,
         num_head_parameters=first.num_head_parameters,
         adapter_bytes=max(run.adapter_bytes for run in runs),
@@ -404,14 +402,15 @@ def _missing(places: Mapping[Place, Sequence[QualityRow]]) -> Iterable[str]:
                     yield f"`{task}` with {size:,} rows: `{name}` lacks seed{'s'[: len(lacking) > 1]} {named}"
 
 
-def _named_versions(source: Provenance) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(source.versions.items()))
-
-
 def _knobs(trials: Sequence[TrialRow]) -> set[str]:
     """The settings that differ between the trials of a candidate: what was tuned."""
     names = {name for trial in trials for name in trial.recipe}
     return {name for name in names if len({str(trial.recipe[name]) for trial in trials if name in trial.recipe}) > 1}
+
+
+def _is_at_end(knob: str, runs: Sequence[QualityRow], trials: Sequence[TrialRow]) -> bool:
+    tried, chosen = _values(trials, {knob}), _values(runs, {knob})
+    return any(value in (tried[0], tried[-1]) for value in chosen)
 
 
 def _values(rows: Sequence[Row], knobs: set[str]) -> tuple[float, ...]:

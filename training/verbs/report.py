@@ -27,7 +27,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="candidate to compare the others with; otherwise the best adapter of each cell",
     )
-    parser.add_argument("--plan", metavar="NAME", help="use the rows of this plan only")
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="use only the rows that this plan asks for, under its names"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
@@ -42,7 +44,12 @@ def run(flags: argparse.Namespace) -> int:
         found = [row for path in flags.results for row in rows.read(path)]
     except rows.RowsError as error:
         raise DataError(str(error)) from error
-    summary = summarise(found, flags.reference, flags.plan)
+    if flags.plan is not None:
+        from training.grid import rows_of
+        from training.grid_plan import read_plan
+
+        found = rows_of(read_plan(flags.plan), found)
+    summary = summarise(found, flags.reference)
     written = report.write(summary, flags.output, _command(flags))
     if flags.json:
         print(json.dumps(asdict(summary), indent=2))
@@ -56,5 +63,5 @@ def _command(flags: argparse.Namespace) -> str:
     words = ["adaptermux-train", "report", "--results", *map(str, flags.results), "--output", str(flags.output)]
     for name in ("reference", "plan"):
         if getattr(flags, name) is not None:
-            words += [f"--{name}", getattr(flags, name)]
+            words += [f"--{name}", str(getattr(flags, name))]
     return shlex.join(words)
