@@ -96,6 +96,8 @@ class _TrainingRow(_Record):
     train_rows: int = Field(ge=1)
     seed: int
     """Fixes the training rows, their order and the initial weights, the same for every candidate."""
+    data_sha256: str | None = None
+    """Of all its rows, texts and labels: runs of one seed are compared only if they saw the same."""
     recipe: dict[str, Any]
     """Every setting of the training run."""
     validation_accuracy: float = Field(ge=0, le=1)

@@ -228,6 +228,12 @@ def test_tables_are_whole_and_say_what_they_rest_on(grid: list[QualityRow | Tria
     assert "nan" not in page
 
 
+def test_runs_that_saw_different_data_are_not_compared(grid: list[QualityRow | TrialRow]) -> None:
+    rows = [row.model_copy(update={"data_sha256": row.candidate[:2]}) for row in grid]
+    with pytest.raises(DataError, match="saw different data"):
+        summarise(rows, resamples=10)
+
+
 def test_the_command_writes_the_same_page_and_figures_twice(
     grid: list[QualityRow | TrialRow], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

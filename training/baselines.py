@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from server import base_model
 from server.tokenizer import Tokenizer
 from training.data import Splits
 from training.fit import EVALUATION_BATCH, true_answers
-from training.floor import logistic_logits
+from training.floor import Predict, fit_logistic
 from training.metrics import Values
 from training.model import PooledClassifier
 from training.recipe import Plan
@@ -37,41 +38,39 @@ class FullFineTuning:
         return 0
 
 
-def majority(splits: Splits) -> Mapping[str, Values]:
+def fit_majority(splits: Splits) -> Predict:
     """Every label's share of the training rows, whatever the text says."""
     counts = np.bincount(true_answers(splits)["train"], minlength=len(splits.labels))
-    logits = np.log((counts + 1) / (counts + 1).sum())
-    return {name: np.tile(logits, (len(rows), 1)) for name, rows in splits.by_name().items()}
+    logits, rows = np.log((counts + 1) / (counts + 1).sum()), splits.by_name()
+    return lambda name: np.tile(logits, (len(rows[name]), 1))
 
 
-def probe(splits: Splits, folder: Path, plan: Plan, strength: float) -> Mapping[str, Values]:
-    """A logistic regression on the texts' pooled embeddings, each computed once.
+def fit_probe(splits: Splits, folder: Path, plan: Plan, strength: float) -> Predict:
+    """A logistic regression on what the frozen base makes of the texts, pooled.
 
     strength: C of scikit-learn, the inverse of the regularisation.
     """
-    return logistic_logits(embed(splits, folder, plan), true_answers(splits)["train"], len(splits.labels), strength)
-
-
-@torch.no_grad()
-def embed(splits: Splits, folder: Path, plan: Plan) -> Mapping[str, Values]:
-    """What the frozen base makes of every text, pooled: [rows, hidden]."""
     family = base_model.family_of_folder(folder)
     model = PooledClassifier.load(str(folder), len(splits.labels), plan.pooling).eval()
     setattr(model, family.head, nn.Identity())
-    device = base_model.choose_device("auto")
-    model.to(device)
+    model.to(base_model.choose_device("auto"))
     padding = Padding(model.config.pad_token_id or 0, family.takes_type_ids(model.config))
-    tokenizer, truth = Tokenizer(folder), true_answers(splits)
-    found = {}
-    for name, rows in splits.by_name().items():
-        texts = Texts(rows, truth[name], tokenizer, plan.max_length, sort=True)
-        batches = DataLoader(texts, EVALUATION_BATCH, collate_fn=padding)
-        parts = []
-        for batch in batches:
-            batch.pop("labels")
-            batch = {key: value.to(device) for key, value in batch.items()}
-            parts.append(model(**batch).logits.double().cpu().numpy())
-        pooled = np.empty((len(rows), parts[0].shape[1]))
-        pooled[texts.order] = np.concatenate(parts)
-        found[name] = pooled
-    return found
+    tokenizer, truth, rows = Tokenizer(folder), true_answers(splits), splits.by_name()
+
+    def embed(name: str) -> Values:
+        return _embed(model, Texts(rows[name], truth[name], tokenizer, plan.max_length, sort=True), padding)
+
+    return fit_logistic(embed, truth["train"], len(splits.labels), strength)
+
+
+@torch.no_grad()
+def _embed(model: PreTrainedModel, texts: Texts, padding: Padding) -> Values:
+    """[rows, hidden], in the order of the rows."""
+    parts = []
+    for batch in DataLoader(texts, EVALUATION_BATCH, collate_fn=padding):
+        batch.pop("labels")
+        inputs = {key: value.to(model.device) for key, value in batch.items()}
+        parts.append(model(**inputs).logits.double().cpu().numpy())
+    pooled = np.empty((len(texts), parts[0].shape[1]))
+    pooled[texts.order] = np.concatenate(parts)
+    return pooled

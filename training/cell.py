@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from server.methods import Method, method_named
 from training import baselines, metrics
 from training.data import Splits, load
 from training.fit import Work, fit, true_answers
-from training.floor import word_logits
+from training.floor import Predict, fit_words
 from training.grid_plan import STRENGTH, Cell
 from training.metrics import Values
 from training.provenance import peak_memory_bytes, provenance
@@ -33,7 +34,7 @@ from training.run import keep
 class _Made:
     """A classifier that was made. predict: logits of a split [rows, labels]; num_bytes: of its file, head included."""
 
-    predict: Callable[[str], Values]
+    predict: Predict
     recipe: Mapping[str, Any]
     train_s: float = 0.0
     train_cpu_s: float = 0.0
@@ -59,7 +60,7 @@ def run_cell(cell: Cell, command: str, is_alone: bool = False, folder: Path | No
         except TrainingFailed as error:
             if cell.is_final:
                 raise
-            return _diverged(cell, command, str(error))
+            return _diverged(cell, splits, command, str(error))
         if not cell.is_final:
             return TrialRow(**_common(cell, made, splits, logits, command))
         row = _measure(cell, made, splits, logits, command)
@@ -115,19 +116,19 @@ def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Mad
     settings, num_parameters = dict(cell.settings), 0
     try:
         if cell.method == MAJORITY:
-            logits = baselines.majority(splits)
+            predict = baselines.fit_majority(splits)
         elif cell.method == WORDS:
-            logits = word_logits(splits, settings[STRENGTH])
+            predict = fit_words(splits, settings[STRENGTH])
         else:
             assert cell.method == PROBE, f"baseline `{cell.method}` is in the list but cannot be made; this is a bug"
-            logits = baselines.probe(splits, folder, plan, settings[STRENGTH])
+            predict = baselines.fit_probe(splits, folder, plan, settings[STRENGTH])
             num_parameters = len(splits.labels) * (AutoConfig.from_pretrained(folder).hidden_size + 1)
     except ValueError as error:  # scikit-learn's: no words, or one label only
         raise DataError(
             f"`{cell.method}` cannot be fitted to {cell.train_rows} rows of `{cell.data}`: {error}"
         ) from error
     return _Made(
-        predict=logits.__getitem__,
+        predict=predict,
         recipe=settings,
         train_s=round(time.perf_counter() - began, 3),
         train_cpu_s=round(time.process_time() - began_cpu, 3),
@@ -162,7 +163,7 @@ def _common(cell: Cell, made: _Made, splits: Splits, validation: Values, command
     """What trials and final runs have in common. validation: logits of those rows [rows, labels]."""
     truth = true_answers(splits)["validation"]
     likelihood = _softmax(validation)[np.arange(len(truth)), truth]
-    return _identity(cell, command) | {
+    return _identity(cell, splits, command) | {
         "recipe": dict(made.recipe),
         "validation_accuracy": float((validation.argmax(1) == truth).mean()),
         "validation_nll": float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
@@ -171,9 +172,9 @@ def _common(cell: Cell, made: _Made, splits: Splits, validation: Values, command
     }
 
 
-def _diverged(cell: Cell, command: str, reason: str) -> TrialRow:
+def _diverged(cell: Cell, splits: Splits, command: str, reason: str) -> TrialRow:
     return TrialRow(
-        **_identity(cell, command),
+        **_identity(cell, splits, command),
         recipe=dict(cell.settings),
         validation_accuracy=0,
         validation_nll=None,
@@ -183,7 +184,7 @@ def _diverged(cell: Cell, command: str, reason: str) -> TrialRow:
     )
 
 
-def _identity(cell: Cell, command: str) -> dict[str, Any]:
+def _identity(cell: Cell, splits: Splits, command: str) -> dict[str, Any]:
     return {
         "plan": cell.plan,
         "cell": cell.key,
@@ -192,6 +193,7 @@ def _identity(cell: Cell, command: str) -> dict[str, Any]:
         "method": cell.method,
         "train_rows": cell.train_rows,
         "seed": cell.seed,
+        "data_sha256": hashlib.sha256(repr(splits.by_name()).encode()).hexdigest(),
         "provenance": provenance(command),
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from training.data import Row, Splits, targets
 from training.metrics import Values
 
 STRENGTH = 10.0
-UNLIKELY = -1000.0
-"""Log-probability of a label that no training row has: below whatever else there may be."""
+
+Predict = Callable[[str], Values]
+"""Logits of a split, by its name [rows, labels]."""
 
 
 def floor(splits: Splits) -> Mapping[str, Metric]:
@@ -29,7 +31,7 @@ def floor(splits: Splits) -> Mapping[str, Metric]:
 
     try:
         if splits.problem_type == "single_label":
-            guessed = word_logits(splits)["test"].argmax(1)
+            guessed = fit_words(splits)("test").argmax(1)
             return {
                 "floor_test_accuracy": metrics.accuracy(targets(splits.test, splits.labels, "single_label"), guessed)
             }
@@ -52,30 +54,32 @@ def floor(splits: Splits) -> Mapping[str, Metric]:
         return {}
 
 
-def word_logits(splits: Splits, strength: float = STRENGTH) -> Mapping[str, Values]:
-    """What the linear model answers for every split, of one label a text: [rows, labels].
+def fit_words(splits: Splits, strength: float = STRENGTH) -> Predict:
+    """The linear model on the words of the training texts, of one label a text.
 
     strength: C of scikit-learn, the inverse of the regularisation. Raises ValueError where there are no words.
     """
-    words = _words().fit(_texts(splits.train))
-    rows = {name: words.transform(_texts(part)) for name, part in splits.by_name().items()}
-    return logistic_logits(rows, targets(splits.train, splits.labels, "single_label"), len(splits.labels), strength)
+    words, rows = _words().fit(_texts(splits.train)), splits.by_name()
+    truth = targets(splits.train, splits.labels, "single_label")
+    return fit_logistic(lambda name: words.transform(_texts(rows[name])), truth, len(splits.labels), strength)
 
 
-def logistic_logits(rows: Mapping[str, Any], truth: Values, num_labels: int, strength: float) -> Mapping[str, Values]:
-    """A logistic regression on the training rows' features, and its logits for every split [rows, labels].
+def fit_logistic(features: Callable[[str], Any], truth: Values, num_labels: int, strength: float) -> Predict:
+    """A logistic regression; features: of a split's rows [rows, features]; truth: of the training rows [rows].
 
-    rows: by split [rows, features]; truth: of the training rows [rows]. A label that none of them has is unlikely.
+    A label that no training row has is as likely as half a row of them.
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=strength, max_iter=1000).fit(rows["train"], truth)
-    found = {}
-    for name, features in rows.items():
-        logits = np.full((features.shape[0], num_labels), UNLIKELY)
-        logits[:, model.classes_] = model.predict_log_proba(features)
-        found[name] = logits
-    return found
+    model = LogisticRegression(C=strength, max_iter=1000).fit(features("train"), truth)
+
+    def predict(name: str) -> Values:
+        rows = features(name)
+        logits = np.full((rows.shape[0], num_labels), math.log(0.5 / len(truth)))
+        logits[:, model.classes_] = model.predict_log_proba(rows)
+        return logits
+
+    return predict
 
 
 def _words() -> Any:

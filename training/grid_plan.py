@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, QualityRow, TrialRow
 from server.base_model import EMBEDDED_ID
@@ -97,7 +99,7 @@ class GridPlan(_Section):
     """How often a final run measures the validation rows while it trains."""
     recipe: Recipe = Field(default_factory=Recipe)
     """The same for every candidate."""
-    epochs: dict[int, float] = Field(default_factory=dict)
+    epochs: dict[int, PositiveFloat] = Field(default_factory=dict)
     """Passes by number of training rows, where they are not the recipe's."""
     tasks: dict[str, Task] = Field(min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
@@ -190,16 +192,25 @@ class Group:
         return [self._cell(settings, seed, is_final=True) for seed in self.plan.final_seeds]
 
     def choose(self, rows: Mapping[str, TrialRow | QualityRow]) -> Settings:
-        """What did best on the validation rows, by accuracy, then by likelihood. rows: by cell, all trials'."""
+        """What did best on the validation rows. rows: by cell, all trials'.
+
+        A few hundred rows cannot tell accuracies apart that are within one standard error of the best; of those, the
+        one with the best likelihood is taken (after the one-standard-error rule of Breiman et al. 1984).
+        """
         if not self.candidate.tune:
             return ()
+        merits = [self._merit(settings, rows) for settings in self.candidate.trials()]
+        best = max(accuracy for accuracy, _ in merits)
+        num_rows = min(self.plan.max_validation_rows, self.train_rows) * len(self.plan.tuning_seeds)
+        enough = best - math.sqrt(best * (1 - best) / num_rows)
+        chosen = min((surprise, index) for index, (accuracy, surprise) in enumerate(merits) if accuracy >= enough)
+        return self.candidate.trials()[chosen[1]]
 
-        def merit(settings: Settings) -> tuple[float, float]:
-            found = [rows[cell.key] for cell in self.trials() if cell.settings == settings]
-            surprise = [float("inf") if row.validation_nll is None else row.validation_nll for row in found]
-            return sum(row.validation_accuracy for row in found), -sum(surprise)
-
-        return max(self.candidate.trials(), key=merit)
+    def _merit(self, settings: Settings, rows: Mapping[str, TrialRow | QualityRow]) -> tuple[float, float]:
+        """Mean accuracy and negative log-likelihood over the tuning seeds."""
+        found = [rows[cell.key] for cell in self.trials() if cell.settings == settings]
+        surprise = [math.inf if row.validation_nll is None else row.validation_nll for row in found]
+        return fmean(row.validation_accuracy for row in found), fmean(surprise)
 
     def _cell(self, settings: Settings, seed: int, is_final: bool) -> Cell:
         plan, recipe = self.plan, self.plan.recipe

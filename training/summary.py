@@ -192,6 +192,12 @@ def _cell(
     place: Place, runs: Sequence[QualityRow], trials: Sequence[TrialRow], reference: str | None, resamples: int
 ) -> Cell:
     task, train_rows = place
+    for seed, found in _grouped(runs, lambda run: run.seed).items():
+        if len({run.data_sha256 for run in found if run.data_sha256 is not None}) > 1:
+            raise DataError(
+                f"the runs on `{task}` with {train_rows} rows and seed {seed} saw different data (`data_sha256` "
+                "differs), so they cannot be compared; leave out the file of one of them"
+            )
     if len({run.predictions.truth_sha256 for run in runs}) > 1:
         raise DataError(
             f"the runs on `{task}` with {train_rows} rows were measured on different test texts (`truth_sha256` "
