@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from server.errors import StorageFailed
+from tests.test_training import write_corpus
 from training import command, whole_folder
+
+START_S = 60.0
 
 
 @contextmanager
@@ -56,3 +64,27 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(
     (tmp_path / "notes.txt").write_text("in the way")
     assert command.main(["evaluate", "nothing", "--data", "nothing", "--output", str(tmp_path / name)]) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_a_run_that_is_terminated_leaves_nothing_behind(base_folders: dict[str, Path], tmp_path: Path) -> None:
+    data, scratch = write_corpus(tmp_path), tmp_path / "scratch"
+    recipe = tmp_path / "long.toml"
+    recipe.write_text("epochs = 100000\n")
+    scratch.mkdir()
+    words = ["run", "--data", data, "--method", "lora", "--base", base_folders["bert"], "--recipe", recipe]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *map(str, words), "--output", str(tmp_path / "made" / "topics"), "--quiet"],
+        env=os.environ | {"TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and not list(scratch.glob("tmp*")):
+        assert time.monotonic() < deadline, "it began no training"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=START_S)
+    assert (process.returncode, "Traceback" in said) == (130, False), said
+    assert said.endswith("adaptermux-train: stopped\n")
+    assert not list(scratch.glob("tmp*"))
+    assert not (tmp_path / "made").exists()
