@@ -309,6 +309,8 @@ def test_tensors_that_a_folder_lacks_are_not_made_up(
         warnings.simplefilter("ignore")
         make_adapter(tmp_path / "cut", base_folders["bert"], peft_configs("bert")["lora-qv"], 3, seed=0)
     path = tmp_path / "cut" / "adapter_model.safetensors"
+    assert evaluate(tmp_path / "cut", "--data", corpus, "--labels", LABELS[0], *LABELS[:2]) == 1
+    assert f"--labels has `{LABELS[0]}` twice" in capsys.readouterr().err
     tensors = load_file(path)
     gone = next(name for name in tensors if "lora_B" in name)
     del tensors[gone]

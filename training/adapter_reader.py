@@ -92,6 +92,9 @@ def _assumed(config: dict[str, object], weights: WeightsFile, told: Told) -> tup
         raise AdapterDamaged(f"`{weights.path}` holds no head `{last}`; only classification adapters can be measured")
     if told.labels is not None and len(told.labels) != num_labels:
         raise DataError(f"--labels has {len(told.labels)} names, the adapter's head has {num_labels}")
+    twice = next((label for label in told.labels or () if list(told.labels or ()).count(label) > 1), None)
+    if twice is not None:
+        raise DataError(f"--labels has `{twice}` twice; every label has a name of its own")
     kind = told.problem_type or ("single_label" if num_labels > 1 else "regression")
     notes = [
         f"no {MANIFEST_FILE}: taken for {kind} with the architecture's own pooling and head, temperature 1, on a base "
