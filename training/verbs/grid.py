@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +77,6 @@ def _run_all(flags: argparse.Namespace, plan: GridPlan, width: int, costs: Mappi
     from training.grid import Row, run_grid
     from training.workers import Processes, Ray
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the workers are ended
     workers = Ray(flags.ray) if flags.ray else Processes(width)
     words = ["adaptermux-train", "grid", "--plan", str(flags.plan), "--results", str(flags.results)]
     if flags.data_root:
