@@ -213,7 +213,7 @@ def test_labels_that_the_adapter_does_not_know_are_told_with_the_near_one(
     path.write_text("text,label\nword1,animal\nword2,animal\nword3,boats\n", encoding="utf-8")
     assert evaluate(adapter, "--data", path, "--base", base_folders["bert"], "--output", tmp_path / "report") == 1
     error = capsys.readouterr().err
-    assert "`animal` (2 rows)" in error
+    assert "`animal` (2 of 3 rows)" in error
     assert "it knows animals, boats, cheese; did you mean `animals`?" in error
     assert not (tmp_path / "report").exists()
 

@@ -24,10 +24,12 @@ def check_target(folder: Path, overwrite: bool) -> None:
 def check_files(folder: Path) -> tuple[dict[str, object], WeightsFile]:
     """The configuration and the weights' header. Raises AdapterRefused, and DataError where there is no folder."""
     if not folder.is_dir():
-        raise DataError(f"adapter folder `{folder}` does not exist")
+        raise DataError(f"adapter folder `{folder}` {'is a file' if folder.exists() else 'does not exist'}")
     pickle = next((name for name in PICKLE_FILES if (folder / name).exists()), None)
     if pickle is not None:
         raise PickleRefused(f"`{folder / pickle}` is a pickle file, which can run code; keep {WEIGHTS_FILE} alone")
+    if not (folder / CONFIG_FILE).exists():
+        raise AdapterDamaged(f"`{folder}` holds no adapter: there is no {CONFIG_FILE}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -92,13 +92,15 @@ def check_labels(rows: Sequence[Row], manifest: Manifest, data: str) -> None:
     unknown = {label: count for label, count in found.items() if label not in manifest.labels}
     if not unknown:
         return
-    shown = [f"`{label}` ({unknown[label]} rows)" for label in sorted(unknown)[:MAX_SHOWN]]
+    shown = [f"`{label}` ({unknown[label]:,} of {len(rows):,} rows)" for label in sorted(unknown)[:MAX_SHOWN]]
     more = f" and {len(unknown) - MAX_SHOWN} more" if len(unknown) > MAX_SHOWN else ""
     near = difflib.get_close_matches(min(unknown), manifest.labels, n=1)
     known = ", ".join(manifest.labels[:10]) + (", ..." if len(manifest.labels) > 10 else "")
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    if all(label.startswith("LABEL_") for label in manifest.labels):
+        hint = "; say what they are called with --labels"
     raise DataError(
-        f"{data} has labels that the adapter does not know: {', '.join(shown)}{more}; it knows {known}"
-        + (f"; did you mean `{near[0]}`?" if near else "")
+        f"{data} has labels that the adapter does not know: {', '.join(shown)}{more}; it knows {known}{hint}"
     )
 
 
