@@ -32,10 +32,10 @@ class Interval:
 def crossed_mean(hits: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean accuracy of runs over seeds and the test texts, with an interval that covers other seeds and other texts.
 
-    hits [seeds, items]. Seeds and items are drawn independently, with replacement. A little too wide where
-    seed and item interact, and too narrow with few seeds that differ much: a mean of n of them varies by n / (n - 1)
-    more than what is drawn. With one seed only the items are drawn.
-    Source: Owen 2007, "The pigeonhole bootstrap".
+    hits [seeds, items]. Seeds and items are drawn independently, with replacement; of n seeds, n - 1 are drawn, so that
+    few seeds that differ much do not look surer than they are. A little too wide where seed and item interact. With one
+    seed only the items are drawn.
+    Sources: Owen 2007, "The pigeonhole bootstrap"; Rao and Wu 1988, "Resampling Inference With Complex Survey Data".
     """
     return crossed_interval(resample_items(hits, resamples, seed), hits.mean(axis=1), seed)
 
@@ -78,7 +78,7 @@ def crossed_interval(drawn: Floats, by_seed: Floats, seed: int = 0) -> Interval:
     """Draw seeds too. drawn [seeds, resamples]: what `resample_items` gave; by_seed [seeds]: the value of each seed."""
     num_seeds, resamples = drawn.shape
     counts = _seed_counts(num_seeds, resamples, np.random.default_rng([seed, 1]))
-    return percentile_interval(float(by_seed.mean()), (counts * drawn.T).sum(axis=1) / num_seeds)
+    return percentile_interval(float(by_seed.mean()), (counts * drawn.T).sum(axis=1) / counts[0].sum())
 
 
 def interquartile_mean(scores: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -122,5 +122,5 @@ def percentile_interval(value: float, drawn: Floats) -> Interval:
 
 
 def _seed_counts(num_seeds: int, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """How often each seed was drawn. [resamples, seeds]"""
-    return generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
+    """How often each seed was drawn, of n of them n - 1 at a time. [resamples, seeds]"""
+    return generator.multinomial(max(1, num_seeds - 1), np.full(num_seeds, 1 / num_seeds), size=resamples)

@@ -37,7 +37,7 @@ def looped(first: NDArray[np.bool_], second: NDArray[np.bool_] | None, resamples
     values = first.astype(float) - (0 if second is None else second.astype(float))
     items = np.random.default_rng([0, 0]).integers(0, num_items, (resamples, num_items), dtype=np.int32)
     shares = np.full(num_seeds, 1 / num_seeds)
-    counts = np.random.default_rng([0, 1]).multinomial(num_seeds, shares, size=resamples)
+    counts = np.random.default_rng([0, 1]).multinomial(max(1, num_seeds - 1), shares, size=resamples)
     drawn = []
     for picked, count in zip(items, counts, strict=True):
         seeds = np.repeat(np.arange(num_seeds), count)

@@ -66,7 +66,7 @@ def _head(summary: Summary, command: str) -> str:
 - Accuracies, macro-F1 and calibration errors (ECE) are percentages of the test split, means over seeds; differences are
   in points.
 - Intervals are 95 % of {RESAMPLES:,} draws of seeds and test texts together. With few seeds that differ much they are
-  too narrow: in simulations with five seeds they held the truth in 88 to 98 of 100 cases. They are about the settings
+  too narrow: in simulations with five seeds they held the truth in 91 to 98 of 100 cases. They are about the settings
   that were chosen; what else the trials might have chosen is not drawn.
 - A difference is paired: the same seeds, so the same training rows in the same order, and the same test texts. Where no
   reference was named it is the best adapter, whose luck makes the others look worse than they are, with few rows by a
