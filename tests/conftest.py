@@ -15,6 +15,7 @@ from server import adapter_folder
 from server.base_model import BaseModel
 from server.forward import Forward, load_base
 from server.store import Store
+from tests.corpora import write_corpus
 from tests.seeded import Peer, make_adapter, make_base, peft_configs
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "llama", "mistral", "qwen2", "qwen3")
@@ -30,6 +31,12 @@ def base_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One small base model of every family."""
     root = tmp_path_factory.mktemp("bases")
     return {model_type: make_base(root / f"tiny-{model_type}", model_type) for model_type in MODEL_TYPES}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts about three topics; nobody writes into it."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session", params=MODEL_TYPES)

@@ -19,8 +19,8 @@ from server import manifest as manifest_format
 from server.manifest import Manifest
 from server.methods import methods
 from server.tokenizer import Tokenizer
+from tests.corpora import write_attributes
 from tests.seeded import make_adapter, peft_configs
-from tests.test_training import write_attributes, write_corpus
 from training import command, pictures
 from training.data import load, load_split
 from training.metrics import expected_calibration_error
@@ -41,11 +41,6 @@ def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
     assert evaluate(*arguments, "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from decision.bootstrap import crossed_mean
 from decision.rows import QualityRow, quality, read
 from server import adapter_folder
 from server.forward import load_base
+from tests.corpora import write_corpus
 from tests.test_command import LIMIT_S, running
 from tests.test_large_bases import HAS_BITSANDBYTES
-from tests.test_training import write_corpus
 from training import command
 
 PLAN = """

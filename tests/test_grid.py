@@ -20,7 +20,7 @@ from server.errors import AdaptermuxError, RecipeError
 from server.families import family_of
 from server.methods import methods
 from tests import measured
-from tests.test_training import write_corpus
+from tests.corpora import write_corpus
 from training import command
 from training.baselines import FullFineTuning
 from training.cell import run_cell

@@ -22,7 +22,7 @@ from server.jobs import Job
 from server.methods import methods
 from server.store import Store
 from server.tokenizer import Tokenizer
-from tests.test_training import check_served, run, write_corpus
+from tests.test_training import check_served, run
 from training.grid_plan import groups, read_plan
 from training.model import PooledClassifier, checkpoint_activations
 from training.recipe import Recipe
@@ -30,11 +30,6 @@ from training.recipe import Recipe
 HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not HAS_BITSANDBYTES, reason="needs pip install 'adaptermux[quantize]'")
 IDS = torch.tensor([[2, 9, 10, 11, 3], [2, 12, 13, 14, 3]])
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import RecipeError
-from tests.test_training import write_corpus
+from tests.corpora import write_corpus
 from training import trackers
 
 ROOT = Path(__file__).parent.parent

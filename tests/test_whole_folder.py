@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from server.errors import StorageFailed
-from tests.test_training import write_corpus
+from tests.corpora import write_corpus
 from training import command, whole_folder
 
 START_S = 60.0
