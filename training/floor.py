@@ -14,7 +14,7 @@ from training import metrics
 from training.data import Row, Splits, targets
 from training.metrics import Values
 
-STRENGTH = 10.0
+USUAL_STRENGTH = 10.0
 
 Predict = Callable[[str], Values]
 """Logits of a split, by its name [rows, labels]."""
@@ -44,7 +44,9 @@ def floor(splits: Splits) -> Mapping[str, Metric]:
             return {"floor_test_pearson": metrics.pearson(truth["test"].astype(np.float64), guessed)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a label that the training rows lack, or all have
-            several = OneVsRestClassifier(LogisticRegression(C=STRENGTH, max_iter=1000)).fit(train, truth["train"])
+            several = OneVsRestClassifier(LogisticRegression(C=USUAL_STRENGTH, max_iter=1000)).fit(
+                train, truth["train"]
+            )
         last = -len(splits.labels)  # of a single label, it gives the chance of its absence too
         validation = several.predict_proba(words.transform(_texts(splits.validation)))[:, last:]
         threshold = metrics.fit_threshold(validation, truth["validation"].astype(np.int64))
@@ -54,7 +56,7 @@ def floor(splits: Splits) -> Mapping[str, Metric]:
         return {}
 
 
-def fit_words(splits: Splits, strength: float = STRENGTH) -> Predict:
+def fit_words(splits: Splits, strength: float = USUAL_STRENGTH) -> Predict:
     """The linear model on the words of the training texts, of one label a text.
 
     strength: C of scikit-learn, the inverse of the regularisation. Raises ValueError where there are no words.

@@ -14,6 +14,7 @@ from typing import Protocol
 from decision.rows import QualityRow, TrialRow
 from server.errors import RecipeError
 from training.grid_plan import Cell
+from training.provenance import num_cores
 
 CELLS_PER_PROCESS = 20
 """A process that trains many models in turn grows (docs/log.md)."""
@@ -66,12 +67,11 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return ProcessPoolExecutor(
             self.width,
             mp_context=multiprocessing.get_context("spawn"),  # forked threads of torch hang
             initializer=_begin,
-            initargs=(max(1, cores // self.width),),
+            initargs=(max(1, num_cores() // self.width),),
             max_tasks_per_child=self._cells_per_process,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +45,7 @@ def run(flags: argparse.Namespace) -> int:
     from training.estimate import Estimate
     from training.grid import expected, finished
     from training.grid_plan import read_plan
+    from training.provenance import num_cores
 
     plan, rows = read_plan(flags.plan), finished(flags.results)
     estimate, left = Estimate(), []
@@ -55,7 +55,7 @@ def run(flags: argparse.Namespace) -> int:
         else:
             left.append(cell)
     costs = {cell.key: estimate.cpu_s(cell) for cell in left}
-    width = flags.workers or _num_cores()
+    width = flags.workers or num_cores()
     if flags.dry_run:
         print(_forecast(left, costs, width, flags.json))
         return 0
@@ -136,7 +136,3 @@ def _report(outcome: Outcome, results: Path) -> str:
 
 def _place(cell: Cell) -> dict[str, object]:
     return {"task": cell.task, "train_rows": cell.train_rows, "candidate": cell.candidate, "seed": cell.seed}
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
