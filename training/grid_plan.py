@@ -238,8 +238,11 @@ class Group:
 
 
 def groups(plan: GridPlan, data_root: Path | None) -> Iterator[Group]:
-    """Every group, those of one task and size together. data_root: holds a folder a task; None takes the hub."""
-    for task, train_rows, candidate in itertools.product(plan.tasks, plan.train_rows, plan.candidates):
+    """Every group, a size through all the tasks before the next: what was stopped early still compares tasks.
+
+    data_root: holds a folder a task; None takes the hub.
+    """
+    for train_rows, task, candidate in itertools.product(plan.train_rows, plan.tasks, plan.candidates):
         data = f"hub:{plan.tasks[task].hub}" if data_root is None else str(data_root / task)
         yield Group(plan, candidate, task, data, train_rows)
 
