@@ -114,15 +114,15 @@ def attend(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
+    reads_only: bool = False,
     is_causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
     """Let every query attend to its text's prefix and tokens.
 
-    queries [tokens or read rows, heads x head_dim], keys and values [tokens, heads x head_dim].
-    Returns [tokens or read rows, heads x head_dim].
+    queries [tokens, heads x head_dim], or [read rows, ...] where it reads_only; keys and values [tokens, ...]. Returns
+    as many rows as there are queries; those behind the last text's are zero.
     """
-    reads_only = len(queries) != len(keys)
     contexts = []
     for run in packing.runs:
         start, num_queries = (run.row_start, run.num_rows) if reads_only else (run.start, run.length)
@@ -138,7 +138,8 @@ def attend(
             q, k, v, attn_mask=mask, scale=scale, enable_gqa=heads.num_keys != heads.num_queries
         )
         contexts.append(context.transpose(1, 2).flatten(2).flatten(0, 1))  # [texts x queries, heads x head_dim]
-    return torch.cat(contexts)
+    context = torch.cat(contexts)
+    return nn.functional.pad(context, (0, 0, 0, len(queries) - len(context)))
 
 
 def _heads_first(rows: Tensor, start: int, num_texts: int, length: int, num_heads: int) -> Tensor:
@@ -171,7 +172,7 @@ def packed_attention(
     layer = int(getattr(module, "layer_idx", 0))  # only needed for prefixes, which layers without a number do not take
     is_causal = bool(module.is_causal)
     window = sliding_window - 1 if sliding_window is not None and not is_causal else None
-    context = attend(packing, heads, layer, scaling, q, k, v, is_causal, window)
+    context = attend(packing, heads, layer, scaling, q, k, v, False, is_causal, window)
     return context.view(1, -1, heads.num_queries, heads.head_dim), None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 FEWEST_TOKENS = 64
+ROUND = 4
+"""Times as much that a batch may have for the sake of adapters that would get nothing of it."""
 MEMORY = 0.9
 """Weight of what is known of the device's speed against the batch that has just run."""
 GROWTH = 1.005
@@ -26,6 +28,10 @@ class BatchBudget:
         """What the next batch may have."""
         in_time = round((self._tokens_per_s or 0) * self._target_s)
         return min(self._most_tokens, max(FEWEST_TOKENS, min(in_time, int(self._fitting_tokens))))
+
+    def round_tokens(self) -> int:
+        """What it may have so that every adapter gets something."""
+        return min(self._most_tokens, max(self.tokens(), int(self._fitting_tokens)), ROUND * self.tokens())
 
     def learn(self, num_tokens: int, compute_s: float) -> None:
         """A batch has run."""

@@ -125,15 +125,17 @@ class WaitingLine:
             self._jobs[adapter_id].append(_Place(waiting, self._clock(), expected_s))
             self._changed.notify()
 
-    def take(self, max_tokens: int) -> list[Waiting]:
+    def take(self, max_tokens: int, round_tokens: int = 0) -> list[Waiting]:
         """Wait for work, then take as many jobs as have max_tokens together, at least one.
 
+        Adapters that have got nothing by then get a job each, up to round_tokens: where many wait, a batch that serves
+        few of them costs nearly as much, and the popular ones would wait for many rounds.
         Jobs that were cancelled while they waited are dropped, those whose deadline has passed are answered so.
         Returns an empty list once the line is closed and empty.
         """
         with self._changed:
             while True:
-                taken = self._take_now(max_tokens)
+                taken = self._take_now(max_tokens, round_tokens)
                 if taken or (self._closed and self._num_jobs == 0):
                     return taken
                 self._changed.wait()
@@ -170,31 +172,46 @@ class WaitingLine:
                 self._count(one.job.adapter_id, -1, -one.num_tokens)
             return [one for one in waiting if one.future.set_running_or_notify_cancel()]
 
-    def _take_now(self, budget: int) -> list[Waiting]:
+    def _take_now(self, max_tokens: int, round_tokens: int) -> list[Waiting]:
         taken: list[Waiting] = []
-        self._batch_tokens = budget
-        while self._turns:
-            counter, _, adapter_id = self._turns[0]
-            places = self._jobs[adapter_id]
-            if taken and places[0].waiting.num_tokens > budget:
-                break
-            heappop(self._turns)
-            place = places.popleft()
-            waiting = place.waiting
-            self._count(adapter_id, -1, -waiting.num_tokens)
-            self._lowest = counter
-            self._learn_stretch(place)
-            if waiting.future.set_running_or_notify_cancel() and not self._is_late(place):
-                taken.append(waiting)
-                budget -= waiting.num_tokens
-                self._counters[adapter_id] = counter + waiting.num_tokens
-            if places:
-                heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
-            else:
-                del self._jobs[adapter_id]
-        self._running_tokens = sum(waiting.num_tokens for waiting in taken)
+        self._batch_tokens = max_tokens
+        num_tokens = 0
+        while self._turns and (not taken or num_tokens + self._cost(self._turns[0]) <= max_tokens):
+            self._lowest = self._turns[0][0]
+            num_tokens += self._take_turn(heappop(self._turns), taken)
+        if num_tokens < round_tokens:
+            served = {waiting.job.adapter_id for waiting in taken}
+            turns, self._turns = sorted(self._turns), []
+            for turn in turns:
+                if turn[2] not in served and num_tokens + self._cost(turn) <= round_tokens:
+                    num_tokens += self._take_turn(turn, taken)
+                else:
+                    heappush(self._turns, turn)
+        self._running_tokens = num_tokens
         self._forget()
         return taken
+
+    def _cost(self, turn: tuple[int, int, str]) -> int:
+        """Tokens of the job whose turn it is."""
+        return self._jobs[turn[2]][0].waiting.num_tokens
+
+    def _take_turn(self, turn: tuple[int, int, str], taken: list[Waiting]) -> int:
+        """Take an adapter's next job, unless nobody waits for it any more; returns its tokens."""
+        counter, _, adapter_id = turn
+        places = self._jobs[adapter_id]
+        place = places.popleft()
+        waiting, num_tokens = place.waiting, 0
+        self._count(adapter_id, -1, -waiting.num_tokens)
+        self._learn_stretch(place)
+        if waiting.future.set_running_or_notify_cancel() and not self._is_late(place):
+            taken.append(waiting)
+            num_tokens = waiting.num_tokens
+            self._counters[adapter_id] = counter + num_tokens
+        if places:
+            heappush(self._turns, (self._counters[adapter_id], next(self._arrivals), adapter_id))
+        else:
+            del self._jobs[adapter_id]
+        return num_tokens
 
     def _is_late(self, place: _Place) -> bool:
         """Whether a job's time is up; it is then answered so, before any more is spent on it."""

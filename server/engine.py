@@ -137,7 +137,7 @@ class ThreadEngine:
 
     def _step(self) -> bool:
         """Take a batch, run it, answer it. Returns False once there is nothing more to do."""
-        taken = self._line.take(self._budget.tokens())
+        taken = self._line.take(self._budget.tokens(), self._budget.round_tokens())
         if not taken:
             return False
         self._running, began = taken, self._clock()

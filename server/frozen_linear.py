@@ -21,17 +21,27 @@ class FrozenLinear:
         self._dtype, self._out_dtype = dtype, out_dtype
         self._weight = torch.cat([layer.weight.detach() for layer in layers]).to(dtype)
         self._bias = bias.to(dtype) if bias is not None else None
-        self._is_reordered = _can_reorder(self._weight)
-        if self._is_reordered:
+        self.is_reordered = _can_reorder(self._weight)
+        if self.is_reordered:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, d_in] to a new tensor [rows, sum of d_out]."""
-        if self._is_reordered:
+        if self.is_reordered:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self._dtype), self._weight, self._bias, "none", [], "")
         else:
             y = linear(x.to(self._dtype), self._weight, self._bias)
         return y.to(self._out_dtype)
+
+
+def round_up(num_rows: int) -> int:
+    """The next number of rows of which oneDNN is given products: eight of them to a doubling.
+
+    It prepares itself for every number of rows that it sees, which takes longer than a small batch, and keeps what it
+    has prepared, two megabytes for each (docs/log.md).
+    """
+    step = max(4, 1 << max(0, (num_rows - 1).bit_length() - 4))
+    return -(-num_rows // step) * step
 
 
 def release(layer: nn.Linear) -> None:

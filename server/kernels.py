@@ -57,19 +57,27 @@ class Kernels:
         return heads.num_queries == heads.num_keys and heads.head_dim % LANES == 0
 
     def attend(
-        self, packing: Packing, heads: Heads, layer: int, scale: float, queries: Tensor, keys: Tensor, values: Tensor
+        self,
+        packing: Packing,
+        heads: Heads,
+        layer: int,
+        scale: float,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        reads_only: bool = False,
     ) -> Tensor:
         """What `server.attention.attend` does, for encoders without a window, in one call.
 
-        queries [tokens or read rows, heads x head_dim], keys and values [tokens, heads x head_dim]: float32, rows may
-        be apart. Returns [tokens or read rows, heads x head_dim].
+        The tensors are float32, their rows may be apart.
         """
+        query_starts = packing.read_starts if reads_only else packing.starts
         out = torch.empty(queries.shape)
+        out[query_starts[-1] :] = 0
         texts = _texts(packing, layer)
         longest = max(map(sum, zip(texts.lengths, packing.lengths, strict=True)))
         width = -(-longest // LANES) * LANES
         scratch_size = (2 * heads.head_dim + QUERIES) * width + ALIGNMENT
-        query_starts = packing.starts if len(queries) == len(keys) else packing.read_starts
         arguments = (
             ctypes.c_long(heads.num_queries),
             ctypes.c_long(heads.head_dim),

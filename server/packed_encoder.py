@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from server.attention import Heads, Packing, attend
 from server.base_model import BaseModel
 from server.families.base import PostNormLayer
-from server.frozen_linear import FrozenLinear, release
+from server.frozen_linear import FrozenLinear, release, round_up
 from server.kernels import Kernels
 from server.segments import Segments
 
@@ -40,6 +40,7 @@ class PackedEncoder:
         self._embed, self._segments = base.backbone.embeddings, segments
         last = config.num_hidden_layers - 1
         self._layers = [_make_layer(base, names, index, index == last) for index in range(last + 1)]
+        self._num_rows = round_up if self._layers[0].up.is_reordered else int
         if not keeps_weights:
             for site in {site for layer in self._layers for site in layer.linear_sites}:
                 release(base.layers[site])
@@ -47,18 +48,21 @@ class PackedEncoder:
     def run(self, inputs: Mapping[str, Tensor], packing: Packing) -> Tensor:
         """inputs [1, tokens] by their name in the model; returns the last layer's output [read rows, hidden]."""
         x: Tensor = self._embed(**inputs)[0]  # type: ignore[operator]  # nn.Module types its attributes widely
+        x = nn.functional.pad(x, (0, 0, 0, self._num_rows(len(x)) - len(x)))  # by rows that belong to no text
         for index, layer in enumerate(self._layers):
             x = self._run_layer(layer, index, x, packing)
-        return x
+        return x[: packing.read_starts[-1]]
 
     def _run_layer(self, layer: _Layer, index: int, x: Tensor, packing: Packing) -> Tensor:
         *_, keys, values = outputs = self._project(layer.projection, layer.projected, x)  # [tokens, hidden] each
+        reads_only = layer.query is not None and not packing.reads_all
         if layer.query is not None:
-            if not packing.reads_all:
-                x = x.index_select(0, packing.read_rows)  # [read rows, hidden]
-                self._segments.move(packing.read_starts)
+            if reads_only:
+                rows = packing.read_rows
+                x = x.index_select(0, nn.functional.pad(rows, (0, self._num_rows(len(rows)) - len(rows))))
+                self._segments.move(packing.read_starts)  # x [read rows, hidden]
             outputs = self._project(layer.query, layer.queried, x)
-        context = self._attend(packing, self._heads, index, self._scale, outputs[0], keys, values)
+        context = self._attend(packing, self._heads, index, self._scale, outputs[0], keys, values, reads_only)
         attended = self._change(layer.attention_output, layer.names.attention_output, context, is_shared=False)
         x = layer.attention_norm(attended.add_(x))
         inner = self._activation(self._change(layer.up, layer.names.up, x, is_shared=True))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.batch_budget import BatchBudget
+from server.batch_budget import ROUND, BatchBudget
 from server.batching import Waiting, WaitingLine
 from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.heads import Head, Layer
@@ -53,6 +53,36 @@ def test_every_job_is_taken_once_in_order_within_the_budget(
         assert len(batch) == 1 or sum(one.job.num_tokens for one in batch) <= budget
         taken += batch
     assert taken == [job for index, job in enumerate(jobs) if index not in cancelled]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 40)), min_size=1, max_size=60),
+    st.integers(1, 100),
+    st.integers(0, 300),
+)
+def test_adapters_that_a_batch_would_leave_out_get_one_text_each_as_far_as_the_round_has_room(
+    jobs: list[tuple[str, int]], budget: int, round_tokens: int
+) -> None:
+    line = WaitingLine(max_jobs=100)
+    for adapter_id, length in jobs:
+        join(line, waiting(length, adapter_id))
+    first = line.take(budget)
+    line = WaitingLine(max_jobs=100)
+    for adapter_id, length in jobs:
+        join(line, waiting(length, adapter_id))
+    taken = line.take(budget, round_tokens)
+    assert [one.job for one in taken[: len(first)]] == [one.job for one in first], "the budget comes first"
+    more = taken[len(first) :]
+    assert not more or sum(one.num_tokens for one in taken) <= round_tokens
+    served = {one.job.adapter_id for one in first}
+    assert len({one.job.adapter_id for one in more} - served) == len(more), "one each, of those that had none"
+    left_out = {adapter_id for adapter_id, _ in jobs} - {one.job.adapter_id for one in taken}
+    if sum(one.num_tokens for one in taken) + 40 * len(left_out) <= round_tokens:
+        assert not left_out
+    rest = [one for _ in iter(lambda: len(line), 0) for one in line.take(budget, round_tokens)]
+    for adapter_id in "abcdefgh":
+        lengths = [one.job.num_tokens for one in [*taken, *rest] if one.job.adapter_id == adapter_id]
+        assert lengths == [length for name, length in jobs if name == adapter_id], "in the order they came"
 
 
 @given(
@@ -226,7 +256,7 @@ class Device:
         return one
 
     def take(self) -> list[Waiting]:
-        return self.line._take_now(BATCH)  # `take` would wait where all that waits is late
+        return self.line._take_now(BATCH, ROUND * BATCH)  # `take` would wait where all that waits is late
 
     def run(self) -> list[Waiting]:
         began, taken = self.now, self.take()

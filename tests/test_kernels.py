@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from server import kernels
 from server.attention import Heads, Packing, attend
 from server.forward import Forward, load_base
+from server.frozen_linear import round_up
 from server.kernels import Kernels
 from server.methods.base import KeysValues, Segment, widened
 from server.products import ACTIVATIONS, LowRank, TorchProducts
@@ -79,9 +80,15 @@ def test_it_equals_torch_s(
     queries, keys, values = torch.randn(sum(lengths), 3 * width).chunk(3, 1)
     if reads_only:
         queries = queries[packing.read_rows]
-    exact = attend(packing, heads, layer, head_dim**-0.5, queries.double(), keys.double(), values.double())
-    found = compiled.attend(packing, heads, layer, head_dim**-0.5, queries, keys, values)
+    scale = head_dim**-0.5
+    exact = attend(packing, heads, layer, scale, queries.double(), keys.double(), values.double(), reads_only)
+    found = compiled.attend(packing, heads, layer, scale, queries, keys, values, reads_only)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    longer = torch.cat((queries, torch.randn(3, width)))  # rows of no text
+    for some in (attend, compiled.attend):
+        padded = some(packing, heads, layer, scale, longer, keys, values, reads_only)
+        torch.testing.assert_close(padded[:-3], found, rtol=1e-5, atol=1e-5)
+        assert not bool(padded[-3:].any())
 
 
 @needs_compiler
@@ -253,3 +260,10 @@ def test_without_it_torch_does_the_work(
         monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.c")
     assert kernels.load.__wrapped__() is None
     assert "kernels_absent" in capsys.readouterr().err
+
+
+def test_products_come_in_few_sizes_that_are_hardly_larger_than_asked() -> None:
+    sizes = {num_rows: round_up(num_rows) for num_rows in range(1, 8193)}
+    assert all(0 <= size - num_rows <= max(3, num_rows / 8) for num_rows, size in sizes.items())
+    assert len(set(sizes.values())) <= 75
+    assert round_up(8192) == 8192
