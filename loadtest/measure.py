@@ -207,6 +207,15 @@ def memory_rows(about: Mapping[str, Any], measured: Measured) -> list[MemoryRow]
     ]
 
 
+def memory_over_time(measured: Measured) -> dict[str, list[Any]]:
+    """The fields of `loadtest.timeline.Timeline` that say what the service held, and when."""
+    return {
+        "at_s": [one.at_s for one in measured.during],
+        "rss_bytes": [one.rss_bytes for one in measured.during],
+        "resident_adapter_bytes": [one.metrics.get(RESIDENT_BYTES) for one in measured.during],
+    }
+
+
 def about(
     scenario: str, case: str, repeat: int, target: Target, workload: Workload, provenance: Provenance
 ) -> dict[str, Any]:
