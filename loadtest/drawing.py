@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -136,7 +137,14 @@ def dots(title: str, caption: str, rows: Sequence[Row], x: Scale, legend: Sequen
         for place, row in enumerate(rows):
             height_of_dots = len(rows) - place - 0.75
             axes.axhline(height_of_dots, color=GRID, linewidth=0.6, zorder=0)
-            axes.text(0.005, height_of_dots + 0.3, row.name, transform=axes.get_yaxis_transform(), fontsize=8)
+            axes.text(
+                0.005,
+                height_of_dots + 0.3,
+                row.name,
+                parse_math=False,
+                transform=axes.get_yaxis_transform(),
+                fontsize=8,
+            )
             for number, point in enumerate(row.points):
                 if point is None or (x.is_log and point.low <= 0):
                     continue
@@ -188,7 +196,7 @@ def _scale(axes: Axes, which: str, scale: Scale, values: Sequence[float]) -> Non
     axis = axes.xaxis if which == "x" else axes.yaxis
     limits = axes.set_xlim if which == "x" else axes.set_ylim
     if which == "x":
-        axes.set_xlabel(scale.label)
+        axes.set_xlabel(scale.label, parse_math=False)
     else:  # lying, so that it is read without turning the head and takes no width
         axes.set_title(scale.label, loc="left", x=-0.13, fontsize=9)
     known = [value for value in values if math.isfinite(value) and (value > 0 or not scale.is_log)]
@@ -230,7 +238,8 @@ def _svg(figure: Figure, title: str, description: str) -> str:
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.patch.set_visible(False)
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has other fonts
         figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     _, _, drawn = written.getvalue().partition("<svg ")
     head, _, body = drawn.partition(">")

@@ -11,7 +11,7 @@ from loadtest.outcome import Across, Outcome, Section, across
 
 LONG_S = 600
 """The shortest run of which the growth of memory says something."""
-MOST_KINDS = 3
+MOST_NAMED = 3
 MIB = 2**20
 
 
@@ -53,17 +53,19 @@ def _within_limit(section: Section) -> str:
             f"{within}, {fastest} takes the most, {short(most)} requests/s, {slowest} the least, {short(least)}"
         )
     if missed:
-        named = ", ".join(missed[:MOST_KINDS]) + (" and others" if len(missed) > MOST_KINDS else "")
-        parts.append(f"{named} met the limit of {limit:g} ms at no rate that was tried")
+        parts.append(f"{_some(missed)} met the limit of {limit:g} ms at no rate that was tried")
     return "; ".join(parts)
 
 
 def _compared(section: Section) -> str:
     known = [outcome for outcome in section.whole if any(row.latency_ms for row in outcome.rows)]
+    silent = [outcome.name for outcome in section.whole if outcome not in known]
     if not known:
         return "no request was answered" if section.outcomes else "only memory was measured"
+    if silent:
+        return f"nothing was answered in {_some(silent)}, {_rate(known[0])} in {known[0].name}"
     if len(known) == 1:
-        return f"{_rate(known[0])}, {_latency(known[0])}"
+        return _rate(known[0])
     if any(outcome.first.rate_per_s is not None for outcome in known):  # then the rate says nothing of the service
         return _ranked(known, "p95 {} ms", _p95, ("lowest", "highest"))
     return _ranked(known, "{} requests/s", lambda row: -row.throughput_per_s, ("fastest", "slowest"))
@@ -80,11 +82,11 @@ def _ranked(
     def show(value: float) -> str:
         return shown.format(short(abs(value)))
 
-    ends = f"{best_of.name} ({show(best.median)}), {{}} {worst_of.name} ({show(worst.median)})"
+    first, last = f"{best_of.name} ({show(best.median)})", f"{worst_of.name} ({show(worst.median)})"
     if len(best_of.rows) > 1 and best.high >= worst.low:
-        return f"no case stands out: repeats differ as much as {ends.format('and')}"
-    times = max(abs(worst.median), abs(best.median)) / min(abs(worst.median), abs(best.median))
-    return f"{words[0]} is {ends.format(f'{words[1]}')}, {times:.2g} times apart"
+        return f"no case stands out: the repeats of {first} and {last} overlap"
+    ratio = worst.median / best.median
+    return f"{words[0]} is {first}, {words[1]} {last}, {max(ratio, 1 / ratio):.2g} times apart"
 
 
 def _p95(row: LatencyRow) -> float | None:
@@ -92,13 +94,14 @@ def _p95(row: LatencyRow) -> float | None:
 
 
 def _rate(outcome: Outcome) -> str:
-    figure = outcome.figure(lambda row: row.throughput_per_s)
-    return f"{short(figure.median)} requests/s" if figure else ""
+    rate, p95 = outcome.figure(lambda row: row.throughput_per_s), outcome.figure(_p95)
+    assert rate is not None
+    assert p95 is not None
+    return f"{short(rate.median)} requests/s with p95 {short(p95.median)} ms"
 
 
-def _latency(outcome: Outcome) -> str:
-    figure = outcome.figure(_p95)
-    return f"p95 {short(figure.median)} ms" if figure else "no request was answered"
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (" and others" if len(names) > MOST_NAMED else "")
 
 
 def _growth(section: Section) -> str:
@@ -127,6 +130,5 @@ def _failures(section: Section) -> str:
     failed = sum(row.num_errors for outcome in section.whole for row in outcome.rows)
     if not failed:
         return f"none of {total:,} requests failed"
-    named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(MOST_KINDS))
-    named += ", and others" if len(kinds) > MOST_KINDS else ""
+    named = _some([f"{count:,} {kind}" for kind, count in kinds.most_common()])
     return f"{failed:,} of {total:,} requests failed ({named})"
