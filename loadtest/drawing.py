@@ -30,6 +30,7 @@ MOST_LINES = len(COLOURS)
 INK, GRID, BAD = "#303030", "#e4e4e4", "#c01c28"
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.6
 ROW_INCHES = 0.4
+MOST_ROWS = 10
 LEFT, RIGHT, BOTTOM, TOP = 0.64, 0.14, 0.46, 0.32
 """Margins, in inches."""
 STYLE: dict[RcKeyType, Any] = {
@@ -61,7 +62,6 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    has_markers: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,37 +126,41 @@ def panels(title: str, caption: str, found: Sequence[Panel], x: Scale, y: Scale,
 
 
 def dots(title: str, caption: str, rows: Sequence[Row], x: Scale, legend: Sequence[str]) -> Plots:
-    """A line a case, its name above it, with a dot for each figure."""
+    """A line a case, its name above it, with a dot for each figure; so many below each other."""
+    places = [value for row in rows for point in row.points if point for value in (point.low, point.high)]
+    num_panels = math.ceil(len(rows) / MOST_ROWS)
+    length = math.ceil(len(rows) / max(1, num_panels))
+    images = []
+    for start in range(0, len(rows), length):
+        shown = rows[start : start + length]
+        names = f"{title}: {shown[0].name} to {shown[-1].name}" if num_panels > 1 else title
+        images.append(Image("", _svg(_dots(shown, x, places), names, caption)))
+    return Plots(title, caption, images, legend)
+
+
+def _dots(rows: Sequence[Row], x: Scale, places: Sequence[float]) -> Figure:
     with rc_context(STYLE):
-        height = ROW_INCHES * len(rows) + BOTTOM + 0.05
+        rows_inches, left = ROW_INCHES * len(rows), 0.15
+        height = rows_inches + BOTTOM + 0.05
         figure = Figure(figsize=(WIDTH_INCHES, height))
-        width, left = WIDTH_INCHES, 0.15
-        axes = figure.add_axes(
-            (left / width, BOTTOM / height, 1 - (left + RIGHT) / width, ROW_INCHES * len(rows) / height)
-        )
+        width = 1 - (left + RIGHT) / WIDTH_INCHES
+        axes = figure.add_axes((left / WIDTH_INCHES, BOTTOM / height, width, rows_inches / height))
         for place, row in enumerate(rows):
-            height_of_dots = len(rows) - place - 0.75
-            axes.axhline(height_of_dots, color=GRID, linewidth=0.6, zorder=0)
-            axes.text(
-                0.005,
-                height_of_dots + 0.3,
-                row.name,
-                parse_math=False,
-                transform=axes.get_yaxis_transform(),
-                fontsize=8,
-            )
+            middle = len(rows) - place - 0.75
+            axes.axhline(middle, color=GRID, linewidth=0.6, zorder=0)
+            across = axes.get_yaxis_transform()
+            axes.text(0.005, middle + 0.3, row.name, transform=across, fontsize=8, parse_math=False)
             for number, point in enumerate(row.points):
                 if point is None or (x.is_log and point.low <= 0):
                     continue
                 colour = COLOURS[number % MOST_LINES]
-                axes.plot([point.low, point.high], [height_of_dots] * 2, color=colour, linewidth=1.6, alpha=0.6)
-                axes.plot([point.median], [height_of_dots], MARKERS[number % MOST_LINES], color=colour, markersize=5)
+                axes.plot([point.low, point.high], [middle] * 2, color=colour, linewidth=1.6, alpha=0.6)
+                axes.plot([point.median], [middle], MARKERS[number % MOST_LINES], color=colour, markersize=5)
         axes.set_ylim(0, len(rows))
         axes.yaxis.set_major_locator(NullLocator())
         axes.spines["left"].set_visible(False)
-        known = [value for row in rows for point in row.points if point for value in (point.low, point.high)]
-        _scale(axes, "x", x, known)
-        return Plots(title, caption, [Image("", _svg(figure, title, caption))], legend)
+        _scale(axes, "x", x, places)
+        return figure
 
 
 def _lines(panel: Panel, x: Scale, y: Scale, widths: Sequence[float], heights: Sequence[float]) -> Figure:
@@ -185,7 +189,7 @@ def _lines(panel: Panel, x: Scale, y: Scale, widths: Sequence[float], heights: S
 def _draw(axes: Axes, line: Line) -> None:
     colour, marker = COLOURS[line.number % MOST_LINES], MARKERS[line.number % MOST_LINES]
     axes.plot(
-        line.x, line.y, color=colour, linewidth=1.3, marker=marker if line.has_markers else "", markersize=4.5,
+        line.x, line.y, color=colour, linewidth=1.3, marker=marker, markersize=4.5,
         markevery=max(1, len(line.x) // 8),
     )  # fmt: skip
     if len(line.low):

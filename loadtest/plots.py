@@ -15,9 +15,11 @@ from loadtest.timeline import Run
 
 PERCENTILES = (50, 95, 99)
 MOST_SPANS = 120
-FEWEST_REQUESTS = 20
+FEWEST_REQUESTS = 50
 """In a span of time, so that its percentiles say something."""
 MOST_FAILURES = 40
+LONG_S = 60
+"""The shortest run whose memory over time is worth a look."""
 NUM_LEVELS = 60
 MIB = 2**20
 TIERS: Mapping[str, Callable[[MemoryRow], float | None]] = {
@@ -43,7 +45,8 @@ def over_time(section: Section) -> Plots | None:
         runs = [one for one in section.runs_of(outcome) if len(one.samples)]
         if outcome.first.part == ALL and runs:
             found.append(_over_time(outcome.name, runs))
-    caption = "50th, 95th and 99th percentile of the latency of requests by when they were due, repeats over each other"
+    caption = "50th, 95th and 99th percentile of latency by when requests were due, repeats over each other"
+    caption += _of_which(section)
     return _unless_empty(
         "Latency over time", f"{caption}; crosses at the top mark requests that failed.", found,
         Scale("seconds since the warm-up"), Scale("latency, ms", is_log=True), [f"p{one}" for one in PERCENTILES],
@@ -65,7 +68,7 @@ def distribution(section: Section) -> Plots | None:
     ]
     return _unless_empty(
         "Latency as a distribution",
-        "The share of requests that took longer than the time below; the further left and the lower, the better.",
+        f"The share of requests that took longer{_of_which(section)}; the further left, the better.",
         lines, Scale("latency, ms", is_log=True), Scale("share of requests slower", is_log=True, is_share=True),
         grid.legend,
     )  # fmt: skip
@@ -94,7 +97,9 @@ def rates(section: Section) -> Plots | None:
 
 
 def throughput(section: Section) -> Plots | None:
-    """Requests a second against the number that is varied, or by case where none is."""
+    """Requests a second against the number that is varied, or by case where none is; a search says it with `rates`."""
+    if section.is_search:
+        return None
     return _against(section.chosen, lambda outcome: outcome.figure(lambda row: row.throughput_per_s),
                     "Throughput", "Requests answered rightly a second", "requests/s")  # fmt: skip
 
@@ -120,10 +125,12 @@ def memory(section: Section) -> Plots | None:
 
 
 def memory_over_time(section: Section) -> Plots | None:
-    """Resident memory and the adapters in it; None without a folder that says."""
+    """Resident memory and the adapters in it, of long runs; None without a folder that says."""
     found = []
     for outcome in section.chosen:
-        runs = [one.timeline for one in section.runs_of(outcome)] if outcome.first.part == ALL else []
+        if outcome.first.part != ALL or outcome.first.duration_s < LONG_S:
+            continue
+        runs = [one.timeline for one in section.runs_of(outcome)]
         lines = []
         for number, name in enumerate(("rss_bytes", "resident_adapter_bytes")):
             x, y = list[float](), list[float]()
@@ -137,7 +144,7 @@ def memory_over_time(section: Section) -> Plots | None:
                 x += [at for at, _ in known[::step]] + [float("nan")]
                 y += [held for _, held in known[::step]] + [float("nan")]
             if len(x) > len(runs):
-                lines.append(Line(number, x, y, has_markers=False))
+                lines.append(Line(number, x, y))
         if lines:
             found.append(Panel(outcome.name, f"Memory over time, {outcome.name}.", lines))
     return _unless_empty(
@@ -242,6 +249,12 @@ def _memory_against(
     return panels("Memory", caption, [Panel("", caption, lines)], x, Scale("MiB", is_log=True), [*tiers])
 
 
+def _of_which(section: Section) -> str:
+    return (
+        ", at the highest rate of each case within the limit, or the lowest where none is" if section.is_search else ""
+    )
+
+
 def _unless_empty(
     title: str, caption: str, found: Sequence[Panel], x: Scale, y: Scale, legend: Sequence[str]
 ) -> Plots | None:
@@ -263,7 +276,7 @@ def _over_time(name: str, runs: Sequence[Run]) -> Panel:
         wrong = one.samples.records[one.samples.records["error"] > 0]["due_s"] - one.timeline.start_s
         failures += list(map(float, wrong))
     step = max(1, len(failures) // MOST_FAILURES)
-    drawn = [Line(number, x, y, has_markers=False) for number, (x, y) in enumerate(lines)]
+    drawn = [Line(number, x, y) for number, (x, y) in enumerate(lines)]
     return Panel(name, f"Latency over time, {name}; {len(failures)} failed.", drawn, failures=sorted(failures)[::step])
 
 

@@ -45,7 +45,7 @@ figure { margin: 0; }
   font-weight: 600; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; } svg * { stroke-linejoin: round; stroke-linecap: butt; }
 ul.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; list-style: none; padding: 0; margin: .3rem 0;
-  font-size: .875rem; }
+  font-size: .875rem; break-after: avoid; }
 @media print { body { max-width: none; padding: 0; font-size: .85rem; } .wide { overflow: visible; }
   table { font-size: .68rem; } th, td { padding: .15rem .3rem; } tr, .panels > div { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .panels { grid-template-columns: repeat(2, 1fr); } }

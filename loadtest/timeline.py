@@ -60,7 +60,7 @@ def read(folders: Sequence[Path]) -> list[Run]:
         try:
             timeline = Timeline.model_validate_json(path.read_bytes())
             samples = Samples.read(path.parent)
-        except (OSError, ValidationError, json.JSONDecodeError) as error:
+        except (OSError, ValidationError, json.JSONDecodeError, IndexError) as error:
             raise LoadTestError(f"`{path}` or the samples beside it cannot be read: {error}") from error
         found.append(Run(timeline, samples.between(timeline.start_s, timeline.end_s)))
     return found
