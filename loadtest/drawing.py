@@ -116,6 +116,7 @@ class Plots:
 def panels(title: str, caption: str, found: Sequence[Panel], x: Scale, y: Scale, legend: Sequence[str]) -> Plots:
     """Draw lines; all panels show the same spans of both axes."""
     widths = [value for panel in found for line in panel.lines for value in line.x]
+    widths += [value for panel in found for value in panel.failures]
     heights = [value for panel in found for line in panel.lines for value in (*line.y, *line.low, *line.high)]
     heights += [panel.limit for panel in found if panel.limit is not None]
     images = []

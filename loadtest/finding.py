@@ -25,7 +25,7 @@ def sentence(section: Section) -> str:
 def best_rates(section: Section) -> dict[str, Across | None]:
     """Case -> the highest rate within the limit, over the repeats in which one held."""
     found: dict[str, dict[int, float]] = {}
-    for outcome in section.outcomes:
+    for outcome in (one for one in section.outcomes if one.is_tried):
         best = found.setdefault(outcome.case, {})
         for row in outcome.rows:
             if row.rate_per_s is not None and capacity.holds(row):

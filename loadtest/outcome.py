@@ -59,8 +59,8 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether every repeat stayed within the limit."""
-        return all(capacity.holds(row) for row in self.rows)
+        """Whether every repeat stayed within the limit, where one was set."""
+        return self.is_tried and all(capacity.holds(row) for row in self.rows)
 
     def figure(self, of: Callable[[LatencyRow], float | None]) -> Across | None:
         return across(of(row) for row in self.rows)

@@ -78,8 +78,8 @@ def rates(section: Section) -> Plots | None:
     """The 95th percentile against the rate that arrives, where the highest one was looked for."""
     if not section.is_search:
         return None
-    first_of = {outcome.case: outcome for outcome in section.outcomes}
-    grid = _Grid.of(list(first_of.values()), has_x=False)
+    cases = {outcome.case: outcome for outcome in section.outcomes if outcome.is_tried}
+    grid = _Grid.of([*cases.values()], has_x=False)
     found = []
     for title, cells in grid.panels.items():
         lines = []
@@ -250,9 +250,9 @@ def _memory_against(
 
 
 def _of_which(section: Section) -> str:
-    return (
-        ", at the highest rate of each case within the limit, or the lowest where none is" if section.is_search else ""
-    )
+    if not section.is_search:
+        return ""
+    return ", at the highest rate of each case within the limit, or the lowest where none is"
 
 
 def _unless_empty(

@@ -276,3 +276,15 @@ def test_the_command_makes_a_page_from_rows_alone(tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "rows.jsonl"), "--output", str(output)]) == 0
     assert Page(output.read_text(encoding="utf-8")).cell(0, "a", "requests") == "400"
+
+
+def test_a_run_of_which_every_request_failed_shows_when(tmp_path: Path) -> None:
+    loads.write_samples(tmp_path, "a", seconds=30.0, errors={"timeout": 1.0})
+    row = loads.latency("a", rate_per_s=60.0, latency_ms=None, num_errors=400, errors={"timeout": 400})
+    assert "Latency over time, a; 1800 failed" in made([row], [tmp_path]).text
+
+
+def test_cases_with_and_without_a_limit_stand_on_one_page() -> None:
+    rows = [*loads.capacity({"searched": 200.0}), loads.latency("steady", rate_per_s=50.0)]
+    assert sentence(rows).startswith("With a 95th percentile of at most 50 ms, searched takes 80 requests/s; ")
+    assert made(rows).cell(1, "steady", "within limit") == "–"
