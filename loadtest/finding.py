@@ -46,7 +46,7 @@ def _within_limit(section: Section) -> str:
     missed = [case for case, figure in best.items() if figure is None]
     parts = []
     if len(held) == 1:
-        parts.append(f"{within}, {held[0][1]} takes {short(held[0][0])} requests/s")
+        parts.append(f"{within}, {held[0][1] if len(best) > 1 else 'the service'} takes {short(held[0][0])} requests/s")
     elif held:
         (most, fastest), (least, slowest) = held[0], held[-1]
         parts.append(
@@ -86,7 +86,7 @@ def _ranked(
     if len(best_of.rows) > 1 and best.high >= worst.low:
         return f"no case stands out: the repeats of {first} and {last} overlap"
     ratio = worst.median / best.median
-    return f"{words[0]} is {first}, {words[1]} {last}, {max(ratio, 1 / ratio):.2g} times apart"
+    return f"{words[0]} is {first}, {words[1]} {last}, {short(max(ratio, 1 / ratio))} times apart"
 
 
 def _p95(row: LatencyRow) -> float | None:
@@ -130,5 +130,5 @@ def _failures(section: Section) -> str:
     failed = sum(row.num_errors for outcome in section.whole for row in outcome.rows)
     if not failed:
         return f"none of {total:,} requests failed"
-    named = _some([f"{count:,} {kind}" for kind, count in kinds.most_common()])
+    named = _some([f"{count:,} × {kind}" for kind, count in kinds.most_common()])
     return f"{failed:,} of {total:,} requests failed ({named})"

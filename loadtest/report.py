@@ -250,7 +250,7 @@ def _divided(value: float | None, by: float) -> float | None:
 
 
 def _errors(outcome: Outcome) -> str:
-    return ", ".join(f"{number:,} {kind}" for kind, number in outcome.errors().items()) or "0"
+    return ", ".join(f"{number:,} × {kind}" for kind, number in outcome.errors().items()) or "0"
 
 
 def _shown(figure: Across | None) -> str:

@@ -147,7 +147,7 @@ def test_no_case_stands_out_where_repeats_overlap() -> None:
 def test_open_loops_are_compared_by_latency() -> None:
     rows = [loads.latency("quick", 10.0, rate_per_s=50.0), loads.latency("slow", 40.0, rate_per_s=50.0)]
     assert re.match(
-        r"Lowest is quick \(p95 [\d.]+ ms\), highest slow \(p95 [\d.]+ ms\), 3.6 times apart;", sentence(rows)
+        r"Lowest is quick \(p95 [\d.]+ ms\), highest slow \(p95 [\d.]+ ms\), 3.65 times apart;", sentence(rows)
     )
 
 
@@ -176,15 +176,15 @@ def test_errors_are_told_by_kind() -> None:
     rows = [
         loads.latency("a", repeat=repeat, num_errors=3, errors={"timeout": 2, "overloaded": 1}) for repeat in (0, 1)
     ]
-    assert sentence(rows).endswith("6 of 800 requests failed (4 timeout, 2 overloaded).")
-    assert made(rows).cell(0, "a", "errors") == "4 timeout, 2 overloaded"
+    assert sentence(rows).endswith("6 of 800 requests failed (4 × timeout, 2 × overloaded).")
+    assert made(rows).cell(0, "a", "errors") == "4 × timeout, 2 × overloaded"
 
 
 def test_a_service_that_answers_nothing_has_a_page() -> None:
     dead = loads.latency("a", latency_ms=None, queue_ms=None, compute_ms=None, tokenize_ms=None, send_delay_ms=None,
                          batch={}, throughput_per_s=0.0, texts_per_s=0.0, num_errors=400,
                          errors={"ConnectionError": 400})  # fmt: skip
-    assert sentence([dead]) == "No request was answered; 400 of 400 requests failed (400 ConnectionError)."
+    assert sentence([dead]) == "No request was answered; 400 of 400 requests failed (400 × ConnectionError)."
     assert made([dead]).cell(0, "a", "p95, ms") == "–"
     assert sentence([dead, loads.latency("b")]).startswith("Nothing was answered in a, ")
     made([dead, loads.latency("b"), *loads.memory("b")])
@@ -200,7 +200,7 @@ def test_names_are_shown_as_they_are() -> None:
     rows = [loads.latency(case, scenario=name, target=name, num_errors=1, errors={name: 1}) for case in (name, "b")]
     rows.append(loads.latency(name, scenario=name, part="the first adapter", target=name))
     found = made(rows, description=name)
-    assert found.cell(0, name, "errors") == f"1 {name}"
+    assert found.cell(0, name, "errors") == f"1 × {name}"
     assert "<b>" not in found.text
 
 
@@ -286,5 +286,5 @@ def test_a_run_of_which_every_request_failed_shows_when(tmp_path: Path) -> None:
 
 def test_cases_with_and_without_a_limit_stand_on_one_page() -> None:
     rows = [*loads.capacity({"searched": 200.0}), loads.latency("steady", rate_per_s=50.0)]
-    assert sentence(rows).startswith("With a 95th percentile of at most 50 ms, searched takes 80 requests/s; ")
+    assert sentence(rows).startswith("With a 95th percentile of at most 50 ms, the service takes 80 requests/s; ")
     assert made(rows).cell(1, "steady", "within limit") == "–"
