@@ -25,6 +25,8 @@ RECENT = 2000
 LOOK_S = 1.0
 BATCH = {name: f"adaptermux_batch_{name}" for name in ("texts", "tokens", "adapters", "methods")}
 GRACE_S = 30
+START_S = 2
+"""The load generator counts its time from before the first request; what is sent beyond the span is not measured."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _run_locust(
     target: Target, workload: Workload, span: Span, job: Path, num_processes: int, gauge: Gauge, show: Show
 ) -> None:
     num_users = workload.num_users or num_processes
-    total_s = math.ceil(span.warmup_s + span.duration_s)
+    total_s = math.ceil(span.warmup_s + span.duration_s) + START_S
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--job", str(job)]
     command += ["--headless", "--host", target.service.remote.url, "--users", str(num_users)]
     command += [
