@@ -268,8 +268,8 @@ def _over_time(name: str, runs: Sequence[Run]) -> Panel:
         seconds = one.timeline.end_s - one.timeline.start_s
         right = one.samples.answered().records
         due = right["due_s"] - one.timeline.start_s
-        width = max(seconds / MOST_SPANS, FEWEST_REQUESTS * seconds / max(1, len(right)))
-        middles, figures = _by_span(due, right["latency_ms"], width)
+        num_spans = min(MOST_SPANS, max(1, len(right) // FEWEST_REQUESTS))
+        middles, figures = _by_span(due, right["latency_ms"], seconds / num_spans)
         for (x, y), figure in zip(lines, figures, strict=True):
             x += [*middles, float("nan")]  # no line from one repeat to the next
             y += [*figure, float("nan")]
