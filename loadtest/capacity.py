@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from decision.rows import LatencyRow
+
 FINE = 1.1
 """The search ends where the lowest rate that fails is that many times the highest that holds."""
 MOST = 24
+FEWEST_ANSWERED = 0.97
+"""Of the rate that is asked for, for it to count as taken."""
+
+
+def holds(row: LatencyRow) -> bool:
+    """Whether the service took the row's rate within its limit, without an error."""
+    assert row.limit_p95_ms is not None
+    is_taken = row.throughput_per_s >= FEWEST_ANSWERED * row.num_requests / row.duration_s
+    return row.num_errors == 0 and row.latency_ms is not None and row.latency_ms.p95 <= row.limit_p95_ms and is_taken
 
 
 def search(first_per_s: float, holds: Callable[[float], bool]) -> float | None:

@@ -17,18 +17,27 @@ from decision.rows import LatencyRow, MemoryRow
 from loadtest import capacity, service
 from loadtest.changes import Changes
 from loadtest.errors import LoadTestError, Misuse
-from loadtest.measure import Measured, Progress, Span, Target, about, latency_row, measure, memory_rows
+from loadtest.measure import (
+    Measured,
+    Progress,
+    Span,
+    Target,
+    about,
+    latency_row,
+    measure,
+    memory_over_time,
+    memory_rows,
+)
 from loadtest.remote import Adapter, Remote
 from loadtest.scenario import Case, Scenario
 from loadtest.service import Service, Setting
+from loadtest.timeline import Timeline
 from loadtest.workload import Workload
 
 OURS = "adaptermux"
 NUM_SPARE = 8
 """Adapters of each method that changes bring in."""
 WEIGHTS = "adapter_model.safetensors"
-FEWEST_ANSWERED = 0.97
-"""Of the rate that is asked for, for it to count as taken."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,7 @@ class Harness:
             facts = self._about(turn, repeat, target, workload)
             row = latency_row(facts | _arrival(workload) | {"limit_p95_ms": limit}, measured, "all", None)
             rows.append(row)
-            is_taken = row.throughput_per_s >= FEWEST_ANSWERED * row.num_requests / row.duration_s
-            return row.num_errors == 0 and row.latency_ms is not None and row.latency_ms.p95 <= limit and is_taken
+            return capacity.holds(row)
 
         capacity.search(case.workload.rate_per_s, holds)
         yield from rows
@@ -128,9 +136,21 @@ class Harness:
         folder = self.options.folder / "samples" / name[:120]
         folder.mkdir(parents=True)
         span = Span(case.warmup_s, case.duration_s)
-        return measure(
+        measured = measure(
             target, workload, span, folder, self.options.num_processes, lambda progress: self.show(turn, progress)
         )
+        Timeline(
+            scenario=self.scenario.name,
+            target=target.name,
+            case=turn.case,
+            repeat=repeat,
+            command=self.options.command,
+            start_s=measured.start_s,
+            end_s=measured.end_s,
+            **_arrival(workload),
+            **memory_over_time(measured),
+        ).write(folder)
+        return measured
 
     def _about(self, turn: Turn, repeat: int, target: Target, workload: Workload) -> dict[str, Any]:
         return about(self.scenario.name, turn.case, repeat, target, workload, provenance(self.options.command))

@@ -25,6 +25,8 @@ RECENT = 2000
 LOOK_S = 1.0
 BATCH = {name: f"adaptermux_batch_{name}" for name in ("texts", "tokens", "adapters", "methods")}
 GRACE_S = 30
+START_S = 2
+"""The load generator counts its time from before the first request; what is sent beyond the span is not measured."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _run_locust(
     target: Target, workload: Workload, span: Span, job: Path, num_processes: int, gauge: Gauge, show: Show
 ) -> None:
     num_users = workload.num_users or num_processes
-    total_s = math.ceil(span.warmup_s + span.duration_s)
+    total_s = math.ceil(span.warmup_s + span.duration_s) + START_S
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--job", str(job)]
     command += ["--headless", "--host", target.service.remote.url, "--users", str(num_users)]
     command += [
@@ -205,6 +207,15 @@ def memory_rows(about: Mapping[str, Any], measured: Measured) -> list[MemoryRow]
         _memory_row(about, "idle", [idle], None),
         _memory_row(about, "load", during, None if growth is None else round(growth)),
     ]
+
+
+def memory_over_time(measured: Measured) -> dict[str, list[Any]]:
+    """The fields of `loadtest.timeline.Timeline` that say what the service held, and when."""
+    return {
+        "at_s": [one.at_s for one in measured.during],
+        "rss_bytes": [one.rss_bytes for one in measured.during],
+        "resident_adapter_bytes": [one.metrics.get(RESIDENT_BYTES) for one in measured.during],
+    }
 
 
 def about(
