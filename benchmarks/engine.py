@@ -33,7 +33,6 @@ from benchmarks.material import (
     even_texts,
     job,
     make_folders,
-    method_named,
     padded,
     skewed_texts,
 )
@@ -113,7 +112,7 @@ class Bench:
         self.num_tokens = sum(map(len, self._texts))
         share = NUM_RESIDENT // len(METHODS)
         counts = {name: NUM_RESIDENT if name == "lora" else share for name in METHODS}
-        self.names = {name: make_folders(root, method_named(name), self.base.family, counts[name]) for name in METHODS}
+        self.names = {name: make_folders(root, name, counts[name]) for name in METHODS}
         self.lora_names = self.names["lora"]
         store = Store(self.base)
         self._adapters = {

@@ -26,7 +26,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.material import job as job_of
-from benchmarks.material import make_folders, method_named, skewed_texts
+from benchmarks.material import make_folders, skewed_texts
 from benchmarks.timing import machine
 from server import adapter_folder, base_model
 from server.engine import ThreadEngine
@@ -83,7 +83,7 @@ class Flood:
     def __init__(self, root: Path, dtype: str) -> None:
         base = load_base(base_model.EMBEDDED_ID, "cpu", dtype)
         store = Store(base)
-        names = [name for method in METHODS for name in make_folders(root, method_named(method), base.family, 3)]
+        names = [name for method in METHODS for name in make_folders(root, method, 3)]
         self._adapters = [store.load(adapter_folder.read(root, name, base)).key for name in names[:NUM_ADAPTERS]]
         self._texts = skewed_texts(512)
         self.engine = ThreadEngine(Forward(base), store)

@@ -5,27 +5,21 @@ Random weights are as fast as trained ones; nothing here says anything about acc
 
 from __future__ import annotations
 
-import importlib
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import get_peft_model
-from safetensors.torch import load_file, save_file
 
 from server.base_model import EMBEDDED_ID
-from server.families import Family
 from server.jobs import Job
-from server.methods import Method, methods
-from training.model import PooledClassifier
+from server.methods import method_named
+from training import dummy
 
 NUM_LABELS = 6
 OPTIONS = {"bottleneck": {"size": 24}}
 """Where a benchmark differs from a method's defaults."""
 LONGEST = 128
-WEIGHTS = "adapter_model.safetensors"
 
 
 def skewed_texts(count: int, seed: int = 0) -> list[list[int]]:
@@ -55,27 +49,10 @@ def padded(texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     }
 
 
-def make_folders(root: Path, method: Method[object], family: Family, count: int) -> list[str]:
+def make_folders(root: Path, method: str, count: int) -> list[str]:
     """Write `count` adapters of a method with the base's native head; returns their names."""
-    if method.peft_module is not None:
-        importlib.import_module(method.peft_module)
-    torch.manual_seed(0)
-    options = {option: default for option, (default, _, _) in method.options.items()}
-    config = method.peft_config(family, options | OPTIONS.get(method.name, {}))
-    model = get_peft_model(PooledClassifier.load(EMBEDDED_ID, NUM_LABELS, "native"), config)
-    names = [f"{method.name}-{index}" for index in range(count)]
-    model.save_pretrained(str(root / names[0]))
-    tensors = load_file(root / names[0] / WEIGHTS)
-    for name in names:
-        if not (root / name).exists():
-            shutil.copytree(root / names[0], root / name)
-        changed = {key: tensor + torch.randn_like(tensor) * 0.02 for key, tensor in tensors.items()}
-        save_file(changed, root / name / WEIGHTS)
-    return names
-
-
-def method_named(name: str) -> Method[object]:
-    return methods()[name]
+    options = OPTIONS.get(method, {})
+    return list(dummy.make(root, method_named(method), count, EMBEDDED_ID, NUM_LABELS, "native", options))
 
 
 def _text(length: int, rng: random.Random) -> list[int]:

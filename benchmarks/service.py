@@ -34,15 +34,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.material import make_folders, method_named
+from benchmarks.material import make_folders
 from benchmarks.timing import machine
-from server import base_model
 from server.app import create_app
 from server.connections import web_server
-from server.forward import load_base
 from server.gate import open_gate
 from server.service import Service
 from server.settings import Settings
@@ -236,10 +233,8 @@ def _server(served: Path, made: Path) -> Iterator[tuple[int, str]]:
 
 
 def _make(root: Path) -> None:
-    base = load_base(base_model.EMBEDDED_ID, "cpu", "float32")
-    torch.manual_seed(0)
     for method in METHODS:
-        make_folders(root, method_named(method), base.family, 1)
+        make_folders(root, method, 1)
 
 
 def _together(works: Sequence[Callable[[], None]]) -> None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.material import WEIGHTS
 from benchmarks.timing import resident_kib
 from server import adapter_folder
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.store import Store
+from training.dummy import WEIGHTS
 
 CYCLES = 10_000
 AROUND = 9

@@ -145,17 +145,123 @@ class QualityRow(_TrainingRow):
     predictions: Predictions
 
 
-Row = Annotated[TrialRow | QualityRow, Field(discriminator="kind")]
-_ROW: TypeAdapter[TrialRow | QualityRow] = TypeAdapter(Row)
+class Served(_Record):
+    """What was asked of a service, and of which service."""
+
+    schema_number: Literal[1] = 1
+    scenario: str
+    case: str
+    """Which of the scenario's cases, by what sets it apart."""
+    target: str
+    """What was asked: `adaptermux`, or the name of another service."""
+    base: str
+    dtype: str
+    device: str
+    service: dict[str, Any] = {}
+    """The settings of the service that were not its defaults."""
+    methods: dict[str, int]
+    """Hot adapters by PEFT method; the weights are random where `has_random_weights`."""
+    has_random_weights: bool
+    num_registered: int = Field(ge=0)
+    num_hot: int = Field(ge=0)
+    """Adapters among which the requests choose."""
+    hot_bytes: int | None = None
+    """Of the hot adapters' weights, where the service tells."""
+    workload: dict[str, Any]
+    """Every setting of the stream of requests, its seed included."""
+    provenance: Provenance
 
 
-def read(path: Path) -> list[TrialRow | QualityRow]:
+class Spread(_Record):
+    """Of one figure over the requests of a run."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+class LatencyRow(Served):
+    """How fast a service answered one stream of requests."""
+
+    kind: Literal["latency"] = "latency"
+    part: str = "all"
+    """Of which requests, where some are told apart from the others."""
+    num_users: int | None = None
+    """Closed loop: clients that each wait for an answer before they ask again."""
+    rate_per_s: float | None = None
+    """Open loop: requests a second that arrive whatever becomes of them."""
+    duration_s: float = Field(gt=0)
+    """Without the warm-up."""
+    num_requests: int = Field(ge=0)
+    """All that were sent."""
+    num_errors: int = Field(ge=0)
+    errors: dict[str, int] = {}
+    """By kind: an error's code, or what the connection died of."""
+    throughput_per_s: float = Field(ge=0)
+    """Requests that were answered rightly, a second."""
+    texts_per_s: float = Field(ge=0)
+    tokens_per_s: float | None = None
+    latency_ms: Spread | None
+    """As the client sees it, of requests answered rightly; open loop: from when each was due. null: none were."""
+    queue_ms: Spread | None = None
+    compute_ms: Spread | None = None
+    tokenize_ms: Spread | None = None
+    """As the service tells with each answer."""
+    send_delay_ms: Spread | None = None
+    """From when a request was due until the load generator sent it: its own share of the latency."""
+    batch: dict[str, float] = {}
+    """Means a forward pass: texts, tokens, adapters, methods."""
+    adapter_loads: int | None = None
+    adapter_misses: int | None = None
+    server_cpu_s: float | None = None
+    client_cpu_s: float | None = None
+    limit_p95_ms: float | None = None
+    """Where the highest rate within a limit is looked for: the limit."""
+    changes: dict[str, int] = {}
+    """What was done to adapters meanwhile, by kind."""
+
+
+class MemoryRow(Served):
+    """What a service held in memory, by tier, during one case."""
+
+    kind: Literal["memory"] = "memory"
+    moment: Literal["idle", "load"]
+    """Before the first request, or under the load; the highest of it."""
+    rss_bytes: int | None = None
+    """Resident in the process, files that it maps included."""
+    anonymous_bytes: int | None = None
+    """Of these, what is no file's."""
+    device_bytes: int | None = None
+    """Of the accelerator, the whole process."""
+    resident_adapters: int | None = None
+    resident_adapter_bytes: int | None = None
+    """Where the base model computes."""
+    host_adapter_bytes: int | None = None
+    """Kept by the host for the accelerator."""
+    growth_bytes_per_h: float | None = None
+    """Of resident memory, a straight line through the second half of the run."""
+
+
+TrainedRow = TrialRow | QualityRow
+Row = TrialRow | QualityRow | LatencyRow | MemoryRow
+_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+
+
+def read(path: Path) -> list[Row]:
     """Every row of a file; a last line that was cut off is left out. Raises RowsError."""
     try:
         *lines, _ = path.read_bytes().split(b"\n")  # a character may be cut off too
     except OSError as error:
         raise RowsError(f"`{path}` cannot be read: {error}") from error
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def read_trained(path: Path) -> list[TrainedRow]:
+    """The training runs of a file. Raises RowsError."""
+    return [row for row in read(path) if isinstance(row, TrainedRow)]
 
 
 class Writer:
@@ -180,7 +286,7 @@ class Writer:
             ) from error
         _cut_torn_line(self._file.fileno())
 
-    def write(self, row: TrialRow | QualityRow) -> None:
+    def write(self, row: Row) -> None:
         """Add one row, and wait until it is on the disk."""
         line = row.model_dump_json().encode() + b"\n"
         try:
@@ -197,12 +303,12 @@ class Writer:
         self._file.close()
 
 
-def quality(rows: Sequence[TrialRow | QualityRow]) -> list[QualityRow]:
+def quality(rows: Sequence[Row]) -> list[QualityRow]:
     """The final runs among them."""
     return [row for row in rows if isinstance(row, QualityRow)]
 
 
-def _parse(path: Path, number: int, line: bytes) -> TrialRow | QualityRow:
+def _parse(path: Path, number: int, line: bytes) -> Row:
     try:
         return _ROW.validate_json(line)
     except ValidationError as error:

@@ -30,8 +30,8 @@ ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
                  "server.products", "server.tokenizer", "server.errors", "server.adapter_files",
                  "server.weights_file", "server.sources", "server.bucket", "server.hub", "decision.rows",
-                 "decision.bootstrap", "decision.comparison", "decision.outcomes"),
-    "loadtest": ("decision.rows",),
+                 "decision.provenance", "decision.bootstrap", "decision.comparison", "decision.outcomes"),
+    "loadtest": ("decision.rows", "decision.provenance"),
     "server": ("decision.web",),
     "decision": (),
 }  # fmt: skip

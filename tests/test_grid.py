@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decision.rows import QualityRow, RowsError, TrialRow, Writer, quality, read
+from decision.rows import QualityRow, RowsError, TrainedRow, TrialRow, Writer, quality, read_trained
 from server.errors import AdaptermuxError, RecipeError
 from server.families import family_of
 from server.methods import methods
@@ -27,7 +27,7 @@ from training.cell import run_cell
 from training.data import load
 from training.estimate import Estimate
 from training.fit import _Order, make_model, true_answers
-from training.grid import Row, expected, finished, rows_of, run_grid
+from training.grid import expected, finished, rows_of, run_grid
 from training.grid_plan import Cell, GridPlan, Group, groups, read_plan
 from training.recipe import Recipe, Trainable
 from training.texts import Texts
@@ -66,8 +66,8 @@ class Here:
         self.left = num_cells
         self.cells: list[Cell] = []
 
-    def submit(self, cell: Cell, command: str) -> Future[Row]:
-        future: Future[Row] = Future()
+    def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
+        future: Future[TrainedRow] = Future()
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = None if self.left is None else self.left - 1
@@ -118,12 +118,12 @@ def figures(path: Path) -> dict[str, tuple[object, ...]]:
     return {
         row.cell: (row.candidate, row.seed, row.validation_accuracy, row.validation_nll)
         + ((row.predictions, row.temperature, row.adapter_bytes, row.curve) if isinstance(row, QualityRow) else ())
-        for row in read(path)
+        for row in read_trained(path)
     }
 
 
 def test_every_candidate_has_its_trials_and_every_final_run_its_figures(whole: Path, plan: GridPlan) -> None:
-    rows = read(whole)
+    rows = read_trained(whole)
     trials = [row for row in rows if isinstance(row, TrialRow)]
     assert sorted(row.candidate for row in trials) == ["probe"] * 2 + ["small"] * 2 + ["whole"] * 2 + ["words"] * 2
     assert {row.seed for row in trials} == {9}
@@ -181,7 +181,7 @@ def test_of_trials_within_one_standard_error_the_likeliest_is_chosen(
 
 
 def test_rows_say_which_data_they_saw(whole: Path) -> None:
-    rows = read(whole)
+    rows = read_trained(whole)
     for seed in (0, 1, 9):
         assert len({row.data_sha256 for row in rows if row.seed == seed}) == 1
     assert len({row.data_sha256 for row in rows}) == 3
@@ -248,14 +248,14 @@ def test_a_report_takes_the_rows_that_a_plan_asks_for_now(
     assert {one["candidate"]: one["tuned"] for one in cell["standings"]}["small"] == [5e-1]
 
 
-def filled(path: Path) -> list[Row]:
+def filled(path: Path) -> list[TrainedRow]:
     """Rows of every cell of a plan, of which the highest setting did best."""
     made = measured.rows(tasks={"topics": 1.0}, sizes=(24,), seeds=(0,), num_items=30)
     trial = next(row for row in made if isinstance(row, TrialRow))
     final = next(row for row in made if isinstance(row, QualityRow))
-    rows: dict[str, Row] = {}
+    rows: dict[str, TrainedRow] = {}
 
-    def add(mould: Row, cell: Cell) -> None:
+    def add(mould: TrainedRow, cell: Cell) -> None:
         facts = {name: getattr(cell, name) for name in ("plan", "candidate", "method", "seed")}
         merit = {"validation_accuracy": 0.9, "validation_nll": 1 / (2 + sum(dict(cell.settings).values()))}
         rows[cell.key] = mould.model_copy(update={**facts, **merit, "cell": cell.key, "recipe": dict(cell.settings)})
@@ -420,7 +420,7 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kind": "trial"}\n')
     with pytest.raises(RowsError, match=r"line 1: `trial\.plan`: Field required"):
-        read(path)
+        read_trained(path)
 
 
 def test_a_worker_that_dies_costs_nothing_that_is_finished(
@@ -429,7 +429,7 @@ def test_a_worker_that_dies_costs_nothing_that_is_finished(
     results, workers = tmp_path / "quality.jsonl", Processes(2)
     killed: list[int] = []
 
-    def kill_once(cell: Cell, row: Row) -> None:
+    def kill_once(cell: Cell, row: TrainedRow) -> None:
         if not killed:
             killed.extend(workers._pool._processes or {})
             os.kill(killed[0], signal.SIGKILL)
@@ -442,10 +442,10 @@ def test_a_worker_that_dies_costs_nothing_that_is_finished(
 
 def test_a_cell_whose_process_dies_again_and_again_is_given_up(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
     class Dying(Here):
-        def submit(self, cell: Cell, command: str) -> Future[Row]:
+        def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
             if cell.method != "full":
                 return super().submit(cell, command)
-            future: Future[Row] = Future()
+            future: Future[TrainedRow] = Future()
             future.set_exception(BrokenExecutor("out of memory"))
             return future
 
@@ -472,17 +472,17 @@ def test_a_baseline_that_cannot_be_fitted_is_a_failure_and_a_bug_loses_nothing_t
     class Faulty(Here):
         width = 2
 
-        def submit(self, cell: Cell, command: str) -> Future[Row]:
+        def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
             if cell.seed == 1:
                 return super().submit(cell, command)
-            future: Future[Row] = Future()
+            future: Future[TrainedRow] = Future()
             future.set_exception(ZeroDivisionError("a bug"))
             return future
 
     results = tmp_path / "again.jsonl"
     with pytest.raises(ZeroDivisionError):
         run_grid(small, tmp_path, results, Faulty(), "by hand")
-    assert [row.seed for row in read(results)] == [1]
+    assert [row.seed for row in read_trained(results)] == [1]
 
 
 def test_a_killed_command_leaves_no_process_behind_and_goes_on(
@@ -497,7 +497,7 @@ def test_a_killed_command_leaves_no_process_behind_and_goes_on(
         process.kill()
     assert children
     wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
-    found = len(read(results))
+    found = len(read_trained(results))
     assert 0 < found < NUM_CELLS
     again = run_grid(read_plan(plan_file), data_root, results, Here(), "by hand")
     assert again.num_run == NUM_CELLS - found

@@ -29,7 +29,7 @@ def write(model: PeftModel, draft: Manifest, folder: Path) -> Manifest:
         for path in place.iterdir():
             if path.name not in KEPT:
                 path.unlink()
-        _name_base(place / "adapter_config.json", draft.base_name)
+        name_base(place / "adapter_config.json", draft.base_name)
         digest = hashlib.sha256((place / "adapter_model.safetensors").read_bytes()).hexdigest()
         manifest = replace(draft, weights_sha256=digest)
         manifest_format.write(manifest, place)
@@ -37,7 +37,7 @@ def write(model: PeftModel, draft: Manifest, folder: Path) -> Manifest:
     return manifest
 
 
-def _name_base(config: Path, base_name: str) -> None:
+def name_base(config: Path, base_name: str) -> None:
     """PEFT records the local path of the base, which is of no use elsewhere and tells where it was trained."""
     record = json.loads(config.read_text(encoding="utf-8"))
     record["base_model_name_or_path"] = base_name

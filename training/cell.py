@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoConfig
 
-from decision.rows import FULL, MAJORITY, PROBE, WORDS, Predictions, QualityRow, TrialRow
+from decision.provenance import provenance
+from decision.rows import FULL, MAJORITY, PROBE, WORDS, Predictions, QualityRow, TrainedRow, TrialRow
 from server import base_model
 from server.errors import DataError, TrainingFailed
 from server.methods import Method, method_named
@@ -25,7 +26,7 @@ from training.fit import Work, fit, true_answers
 from training.floor import Predict, fit_words
 from training.grid_plan import STRENGTH, Cell
 from training.metrics import Values
-from training.provenance import peak_memory_bytes, provenance
+from training.peak_memory import peak_memory_bytes
 from training.recipe import Plan
 from training.run import keep
 
@@ -46,7 +47,7 @@ class _Made:
     curve: tuple[tuple[int, float], ...] = ()
 
 
-def run_cell(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrialRow | QualityRow:
+def run_cell(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrainedRow:
     """Make the cell's classifier and measure it: a trial on validation rows only, a final run once on test.
 
     is_alone: the process has done nothing else, so that its memory is the cell's. folder: where to write the adapter,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 
-from decision.rows import FULL, MAJORITY, PROBE, WORDS
+from decision.rows import FULL, MAJORITY, PROBE, WORDS, TrainedRow
 from server import base_model
 from server.tokenizer import Tokenizer
 from training.cell import read_data, settle
-from training.grid import Row
 from training.grid_plan import Cell
 
 TRAIN_MS, FULL_MS, FORWARD_MS = 0.27, 0.6, 0.1
@@ -25,7 +24,7 @@ class Estimate:
         self._predicted = self._measured = 0.0
         self._num_rows = 0
 
-    def note(self, cell: Cell, row: Row) -> None:
+    def note(self, cell: Cell, row: TrainedRow) -> None:
         """Learn from a finished cell."""
         predicted = self._training_s(cell)
         self._predicted += predicted

@@ -9,15 +9,13 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decision.rows import QualityRow, RowsError, TrialRow, Writer, read
+from decision.rows import RowsError, TrainedRow, Writer, read_trained
 from server.errors import AdaptermuxError, DataError
 from training.grid_plan import Cell, GridPlan, Group, groups
 from training.workers import Workers
 
 MAX_ATTEMPTS = 3
 """At a cell whose process died; one that is run beside it dies with it."""
-
-Row = TrialRow | QualityRow
 
 
 @dataclass(slots=True)
@@ -34,17 +32,17 @@ class Outcome:
     failures: list[tuple[Cell, str]] = field(default_factory=list)
 
 
-def finished(results: Path) -> dict[str, Row]:
+def finished(results: Path) -> dict[str, TrainedRow]:
     """The rows of a results file by cell; none if there is no file. Raises DataError."""
     if not results.exists():
         return {}
     try:
-        return {row.cell: row for row in read(results)}
+        return {row.cell: row for row in read_trained(results)}
     except RowsError as error:
         raise DataError(str(error)) from error
 
 
-def expected(plan: GridPlan, data_root: Path | None, rows: Mapping[str, Row]) -> list[Cell]:
+def expected(plan: GridPlan, data_root: Path | None, rows: Mapping[str, TrainedRow]) -> list[Cell]:
     """Every cell of a plan.
 
     Until a candidate's trials are done, its final runs stand here with the first trial's settings: they cost the same.
@@ -57,12 +55,12 @@ def expected(plan: GridPlan, data_root: Path | None, rows: Mapping[str, Row]) ->
     return found
 
 
-def rows_of(plan: GridPlan, rows: Iterable[Row]) -> list[Row]:
+def rows_of(plan: GridPlan, rows: Iterable[TrainedRow]) -> list[TrainedRow]:
     """The rows that a plan asks for as it stands now, by its own names, whichever plan they were run for.
 
     A file may hold others too: of other plans, and of this one before it was changed.
     """
-    by_cell: dict[str, list[Row]] = defaultdict(list)
+    by_cell: dict[str, list[TrainedRow]] = defaultdict(list)
     for row in rows:
         by_cell[row.cell].append(row)
     first = {key: found[0] for key, found in by_cell.items()}
@@ -83,7 +81,7 @@ def run_grid(
     workers: Workers,
     command: str,
     stop_after_s: float | None = None,
-    on_row: Callable[[Cell, Row], None] = lambda cell, row: None,
+    on_row: Callable[[Cell, TrainedRow], None] = lambda cell, row: None,
 ) -> Outcome:
     """Run what is missing and append it to `results`, every row as soon as it is there. Raises DataError.
 
@@ -115,7 +113,7 @@ class _Run:
         self,
         plan: GridPlan,
         data_root: Path | None,
-        rows: Mapping[str, Row],
+        rows: Mapping[str, TrainedRow],
         workers: Workers,
         command: str,
         stop_after_s: float | None,
@@ -124,12 +122,12 @@ class _Run:
         self._rows, self._workers, self._command = dict(rows), workers, command
         self._end = None if stop_after_s is None else time.monotonic() + stop_after_s
         self._waiting: deque[tuple[Group, Cell]] = deque()
-        self._running: dict[Future[Row], tuple[Group, Cell]] = {}
+        self._running: dict[Future[TrainedRow], tuple[Group, Cell]] = {}
         self._attempts: Counter[str] = Counter()
         for group in groups(plan, data_root):
             self._waiting.extend((group, cell) for cell in self._next(group))
 
-    def rows_as_they_come(self) -> Iterator[tuple[Cell, Row]]:
+    def rows_as_they_come(self) -> Iterator[tuple[Cell, TrainedRow]]:
         while self._fill():
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             pairs = [(future, *self._running.pop(future)) for future in done]
@@ -145,7 +143,7 @@ class _Run:
             self._running[self._workers.submit(cell, self._command)] = (group, cell)
         return bool(self._running)
 
-    def _collect(self, pairs: Sequence[tuple[Future[Row], Group, Cell]]) -> Iterator[tuple[Cell, Row]]:
+    def _collect(self, pairs: Sequence[tuple[Future[TrainedRow], Group, Cell]]) -> Iterator[tuple[Cell, TrainedRow]]:
         broken: list[tuple[Group, Cell]] = []
         bugs: list[BaseException] = []
         for future, group, cell in pairs:

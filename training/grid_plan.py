@@ -14,7 +14,7 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
-from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, QualityRow, TrialRow
+from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, TrainedRow
 from server.base_model import EMBEDDED_ID
 from server.errors import RecipeError
 from server.methods import method_named, methods
@@ -191,7 +191,7 @@ class Group:
         """The runs that count, with the settings that were chosen."""
         return [self._cell(settings, seed, is_final=True) for seed in self.plan.final_seeds]
 
-    def choose(self, rows: Mapping[str, TrialRow | QualityRow]) -> Settings:
+    def choose(self, rows: Mapping[str, TrainedRow]) -> Settings:
         """What did best on the validation rows. rows: by cell, all trials'.
 
         A few hundred rows cannot tell accuracies apart that are within one standard error of the best; of those, the
@@ -206,7 +206,7 @@ class Group:
         chosen = min((surprise, index) for index, (accuracy, surprise) in enumerate(merits) if accuracy >= enough)
         return self.candidate.trials()[chosen[1]]
 
-    def _merit(self, settings: Settings, rows: Mapping[str, TrialRow | QualityRow]) -> tuple[float, float]:
+    def _merit(self, settings: Settings, rows: Mapping[str, TrainedRow]) -> tuple[float, float]:
         """Mean accuracy and negative log-likelihood over the tuning seeds."""
         found = [rows[cell.key] for cell in self.trials() if cell.settings == settings]
         surprise = [math.inf if row.validation_nll is None else row.validation_nll for row in found]

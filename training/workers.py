@@ -11,10 +11,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from decision.rows import QualityRow, TrialRow
+from decision.provenance import num_cores
+from decision.rows import TrainedRow
 from server.errors import RecipeError
 from training.grid_plan import Cell
-from training.provenance import num_cores
 
 CELLS_PER_PROCESS = 20
 """A process that trains many models in turn grows (docs/log.md)."""
@@ -25,7 +25,7 @@ class Workers(Protocol):
 
     width: int
 
-    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
+    def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
         """Run a cell somewhere. The future raises `BrokenExecutor` where its process died."""
 
     def restart(self) -> None:
@@ -46,10 +46,10 @@ class Processes:
         self._cells_per_process = cells_per_process
         self._pool = self._start()
 
-    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
+    def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
         return self._pool.submit(run, cell, command)
 
-    def submit_alone(self, cell: Cell, command: str, folder: Path | None) -> Future[TrialRow | QualityRow]:
+    def submit_alone(self, cell: Cell, command: str, folder: Path | None) -> Future[TrainedRow]:
         """Run a cell in a process that runs nothing else, so that memory and time are its own; write its adapter."""
         assert self.width == self._cells_per_process == 1, "a process takes other cells too; this is a bug"
         return self._pool.submit(run, cell, command, True, folder)
@@ -92,8 +92,8 @@ class Ray:
         self.width = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
         self._run = ray.remote(num_cpus=1, max_retries=2)(run_alone)
 
-    def submit(self, cell: Cell, command: str) -> Future[TrialRow | QualityRow]:
-        future: Future[TrialRow | QualityRow] = self._run.remote(cell, command).future()
+    def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
+        future: Future[TrainedRow] = self._run.remote(cell, command).future()
         return future
 
     def restart(self) -> None:
@@ -106,14 +106,14 @@ class Ray:
         self._ray.shutdown()
 
 
-def run(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrialRow | QualityRow:
+def run(cell: Cell, command: str, is_alone: bool = False, folder: Path | None = None) -> TrainedRow:
     """`training.cell.run_cell`, which imports what takes seconds where it is run."""
     from training.cell import run_cell
 
     return run_cell(cell, command, is_alone, folder)
 
 
-def run_alone(cell: Cell, command: str) -> TrialRow | QualityRow:
+def run_alone(cell: Cell, command: str) -> TrainedRow:
     """The same on one core of a machine that has other work too."""
     _limit(1)
     return run(cell, command)

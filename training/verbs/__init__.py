@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Protocol, cast
 
-VERBS = ("run", "example", "evaluate", "merge", "push", "pull", "grid", "report")
+VERBS = ("run", "example", "evaluate", "merge", "push", "pull", "grid", "report", "dummy")
 
 
 class Verb(Protocol):

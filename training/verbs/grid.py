@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from server.errors import RecipeError
 
 if TYPE_CHECKING:
+    from decision.rows import TrainedRow
     from training.grid import Outcome
     from training.grid_plan import Cell, GridPlan
 
@@ -42,10 +43,10 @@ def run(flags: argparse.Namespace) -> int:
         raise RecipeError(f"--workers is {flags.workers}, it must be at least 1")
     if flags.workers is not None and flags.ray is not None:
         raise RecipeError("--workers is for this machine, --ray for a cluster; give one of them")
+    from decision.provenance import num_cores
     from training.estimate import Estimate
     from training.grid import expected, finished
     from training.grid_plan import read_plan
-    from training.provenance import num_cores
 
     plan, rows = read_plan(flags.plan), finished(flags.results)
     estimate, left = Estimate(), []
@@ -74,7 +75,7 @@ def run(flags: argparse.Namespace) -> int:
 def _run_all(flags: argparse.Namespace, plan: GridPlan, width: int, costs: Mapping[str, float]) -> Outcome:
     from tqdm import tqdm
 
-    from training.grid import Row, run_grid
+    from training.grid import run_grid
     from training.workers import Processes, Ray
 
     workers = Ray(flags.ray) if flags.ray else Processes(width)
@@ -85,7 +86,7 @@ def _run_all(flags: argparse.Namespace, plan: GridPlan, width: int, costs: Mappi
     with tqdm(total=sum(costs.values()), bar_format=layout, smoothing=0, disable=flags.quiet) as bar:
         num_done = 0
 
-        def show(cell: Cell, row: Row) -> None:
+        def show(cell: Cell, row: TrainedRow) -> None:
             nonlocal num_done
             num_done += 1
             bar.set_description_str(f"{num_done} of {len(costs)} cells")

@@ -41,7 +41,7 @@ def run(flags: argparse.Namespace) -> int:
     from training.summary import summarise
 
     try:
-        found = [row for path in flags.results for row in rows.read(path)]
+        found = [row for path in flags.results for row in rows.read_trained(path)]
     except rows.RowsError as error:
         raise DataError(str(error)) from error
     if flags.plan is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import resource
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,10 @@ from pathlib import Path
 
 from decision.rows import Provenance
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scikit-learn", "scipy")
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scikit-learn", "scipy", "fastapi", "uvicorn",
+    "locust",
+)  # fmt: skip
 ROOT = Path(__file__).parent.parent
 
 
@@ -30,31 +32,10 @@ def provenance(command: str) -> Provenance:
     )
 
 
-def peak_memory_bytes() -> int:
-    """The most that this process has held so far: of the accelerator where there is one, else of main memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        # unlike ru_maxrss, it does not begin with what the parent held when it started this process
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found is not None:
-            return int(found[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
 @cache
 def machine() -> str:
-    """Processor, cores, memory and accelerator."""
-    import torch
-
-    parts = [_processor(), f"{num_cores()} cores", *_memory()]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
+    """Processor, cores, memory and accelerators."""
+    return ", ".join([_processor(), f"{num_cores()} cores", *_memory(), *_accelerators()])
 
 
 def num_cores() -> int:
@@ -104,3 +85,14 @@ def _memory() -> list[str]:
     except (AttributeError, ValueError, OSError):
         return []
     return [f"{pages * size / 2**30:.0f} GiB"]
+
+
+def _accelerators() -> list[str]:
+    """What the driver names, so that nobody has to import torch for it."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    counts = Counter(line.strip() for line in found.splitlines() if line.strip())
+    return [name if count == 1 else f"{count} {name}" for name, count in counts.items()]

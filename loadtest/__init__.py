@@ -1,0 +1,1 @@
+"""Drives a running service with requests, and measures how fast, how large and how steady it is."""
