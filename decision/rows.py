@@ -152,6 +152,8 @@ class Served(_Record):
     scenario: str
     case: str
     """Which of the scenario's cases, by what sets it apart."""
+    repeat: int = Field(0, ge=0)
+    """Cases take turns; figures of one turn were measured next to each other."""
     target: str
     """What was asked: `adaptermux`, or the name of another service."""
     base: str

@@ -43,8 +43,9 @@ def test_the_same_seed_makes_the_same_dummies(base_folders: dict[str, Path], tmp
     ("flags", "says"),
     [
         (["--method", "dora"], "dora"),
-        (["--method", "lora", "--option", "rank=many"], "--option rank=many: it must be NAME=NUMBER"),
-        (["--method", "lora", "--option", "rang=4"], "`rang`"),
+        (["--method", "lora", "--option", "lora.rank=many"], "it must be METHOD.NAME=NUMBER, METHOD one of lora"),
+        (["--method", "lora", "--option", "ia3.rank=4"], "--option ia3.rank=4: it must be METHOD.NAME=NUMBER"),
+        (["--method", "lora", "--option", "lora.rang=4"], "`rang`"),
         (["--method", "lora", "--count", "0"], "--count"),
     ],
 )
@@ -64,3 +65,12 @@ def test_an_adapter_that_is_there_is_not_replaced(
     assert main([*flags, "--count", "2"]) == 1
     assert "exists already" in capsys.readouterr().err
     assert not (tmp_path / "ia3-1").exists()
+
+
+def test_a_count_is_shared_by_the_methods_and_options_go_to_theirs(
+    base_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--method", "lora", "--method", "ia3", "--count", "3", "--option", "lora.rank=2"]
+    assert main(["dummy", *flags, "--output", str(tmp_path / "a"), "--base", str(base_folders["bert"])]) == 0
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["ia3-0", "lora-0", "lora-1"]
+    assert json.loads((tmp_path / "a" / "lora-0" / "adapter_config.json").read_text())["r"] == 2

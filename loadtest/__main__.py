@@ -1,0 +1,3 @@
+from loadtest.command import main
+
+raise SystemExit(main())
