@@ -18,11 +18,16 @@ import torch
 from starlette.testclient import TestClient
 
 from benchmarks.peers import infinity
+from benchmarks.peers.__main__ import Turn, summary
 from benchmarks.peers.set_adapter import Classifier
+from benchmarks.peers.wire import Infinity
+from decision.rows import LatencyRow
+from loadtest.workload import Ask
 from server.app import create_app
 from server.base_model import BaseModel
 from server.gate import open_gate
 from server.service import Service
+from tests.measured import PROVENANCE
 from tests.seeded import make_adapter, peft_configs
 from tests.serving import settings_for
 from tests.test_adapter_folder import add_manifest
@@ -147,3 +152,50 @@ def test_infinity_classifies_with_the_base_and_sigterm_ends_it() -> None:
         assert process.wait(LIMIT_S) == 0
         with pytest.raises(urllib.error.URLError):
             ask(f"{url}/classify", model=infinity.MODEL_ID, input=["one text"])
+
+
+def turns(service: str, case: str, *figures: tuple[float, float]) -> dict[str, list[Turn]]:
+    """What was measured of a contender: requests a second and processor time of one, by round."""
+    facts = {
+        "scenario": "peers", "case": case, "target": service, "base": "b", "dtype": "float32", "device": "cpu",
+        "methods": {}, "has_random_weights": True, "num_registered": 1, "num_hot": 1, "workload": {},
+        "duration_s": 1.0, "num_requests": 10, "num_errors": 0, "latency_ms": None, "provenance": PROVENANCE,
+    }  # fmt: skip
+    rows = [LatencyRow(**facts, throughput_per_s=speed, texts_per_s=speed) for speed, _ in figures]
+    return {f"{service}, {case}": [Turn(row, cpu_ms) for row, (_, cpu_ms) in zip(rows, figures, strict=True)]}
+
+
+def test_ratios_are_of_one_round_and_against_the_faster_of_a_peers_settings() -> None:
+    found = summary(
+        turns("adaptermux", "mix", (100, 2), (50, 2), (90, 2))
+        | turns("adaptermux", "base", (100, 2), (100, 2), (100, 2))
+        | turns("infinity", "threads 1", (50, 4), (50, 4), (30, 3))
+        | turns("infinity", "default threads", (40, 9), (40, 9), (80, 9))
+    )
+    assert found["compared_with"]["infinity"] == "infinity, threads 1"
+    assert found["requests_per_s_ratios"]["infinity"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert found["cpu_ratios"]["infinity"] == {"median": 2.0, "low": 1.5, "high": 2.0}
+    assert found["requests_per_s_ratios"]["base"]["median"] == 0.9
+
+
+RIGHT = {"model": "base", "data": [[{"label": "LABEL_0", "score": 0.9}, {"label": "LABEL_1", "score": 0.1}]]}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error"),
+    [
+        (200, RIGHT, None),
+        (429, {"error": {"message": "busy"}}, "429"),
+        (200, RIGHT | {"model": "another"}, "wrong answer"),
+        (200, RIGHT | {"data": []}, "wrong answer"),
+        (200, {"data": None}, "wrong answer"),
+        (200, RIGHT | {"data": [[]]}, "wrong answer"),
+        (200, [], "wrong answer"),
+    ],
+)
+def test_an_answer_of_infinity_is_right_only_if_it_holds_scores_for_every_text(
+    status: int, answer: object, error: str | None
+) -> None:
+    wire, asked = Infinity(), Ask(0, ("one text",))
+    assert json.loads(wire.body("base", asked)) == {"model": "base", "input": ["one text"]}
+    assert wire.read("base", asked, status, json.dumps(answer).encode(), None).error == error
