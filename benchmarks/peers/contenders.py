@@ -75,13 +75,25 @@ def running(adapters: Path, state: Path, dtype: str) -> Iterator[list[Contender]
         for threads in (default_threads(), None):
             case = "default threads" if threads is None else f"threads {threads}"
             flags = ["--dtype", dtype, *([] if threads is None else ["--threads", str(threads)])]
-            peer = stack.enter_context(_peer("set_adapter", "--adapters", str(adapters), *flags))
+            peer = stack.enter_context(started_peer("set_adapter", "--adapters", str(adapters), *flags))
             found.append(contender(case, "set_adapter", peer, mix, threads))
             if infinity.is_installed():
-                peer = stack.enter_context(_peer("infinity", *flags))
+                peer = stack.enter_context(started_peer("infinity", *flags))
                 hot = [(infinity.MODEL_ID, "full")]
                 found.append(contender(case, "infinity", peer, hot, threads, "benchmarks.peers.wire:Infinity"))
         yield found
+
+
+@contextmanager
+def started_peer(module: str, *flags: str) -> Iterator[Service]:
+    """A module of this package as a process, on a free port; stopped at the end. Raises LoadTestError."""
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *flags]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield Service(Remote(_url(process, module)), process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 def default_threads() -> int:
@@ -91,17 +103,6 @@ def default_threads() -> int:
 
 def _of(method: str, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, method) for name in names if name.startswith(f"{method}-")]
-
-
-@contextmanager
-def _peer(module: str, *flags: str) -> Iterator[Service]:
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *flags]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield Service(Remote(_url(process, module)), process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
 
 
 def _url(process: subprocess.Popen[str], module: str) -> str:
