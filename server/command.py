@@ -27,6 +27,9 @@ SERVE_EXAMPLE = """example:
   curl -s http://127.0.0.1:8000/v1/classify -H 'content-type: application/json' \\
        -d '{"adapter_id": "device-reviews", "inputs": "Cuff fits well, readings match the clinic."}'
 """
+SWITCH_S = 0.0002
+"""How long the HTTP side may keep the interpreter while the engine's thread waits for it, which happens hundreds of
+times a batch. With Python's own 5 ms much less gets done (docs/log.md)."""
 CHECK_EXAMPLE = """example:
   adaptermux-serve check adapters
 """
@@ -191,6 +194,7 @@ def _classify(flags: dict[str, Any]) -> int:
 
 
 def _serve(flags: dict[str, Any]) -> int:
+    sys.setswitchinterval(SWITCH_S)
     settings = read_settings(flags, os.environ)
     listener = _bind(settings.host, settings.port)  # before the model is loaded: a taken port is told at once
 
