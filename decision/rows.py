@@ -209,9 +209,11 @@ class LatencyRow(Served):
     latency_ms: Spread | None
     """As the client sees it, of requests answered rightly; open loop: from when each was due. null: none were."""
     queue_ms: Spread | None = None
+    """As the service tells with each answer, like the next three."""
     compute_ms: Spread | None = None
     tokenize_ms: Spread | None = None
-    """As the service tells with each answer."""
+    service_ms: Spread | None = None
+    """From the request's head to its answer, with all of these."""
     send_delay_ms: Spread | None = None
     """From when a request was due until the load generator sent it: its own share of the latency."""
     batch: dict[str, float] = {}

@@ -157,6 +157,7 @@ def _list(flags: argparse.Namespace) -> int:
 
 def _report(flags: argparse.Namespace) -> int:
     from decision.rows import LatencyRow, MemoryRow, read
+    from loadtest import scenario as scenarios
     from loadtest.errors import Misuse
 
     folders = [path for path in flags.source if path.is_dir()]
@@ -164,7 +165,8 @@ def _report(flags: argparse.Namespace) -> int:
     rows = [row for path in files for row in read(path) if isinstance(row, LatencyRow | MemoryRow)]
     if not rows:
         raise Misuse(f"`{files[0]}` holds no rows of a load test")
-    _write_report(folders, rows, flags.output, "")
+    known = {name: scenarios.read(name).description for name in scenarios.names()}
+    _write_report(folders, rows, flags.output, known.get(rows[0].scenario, ""))
     return 0
 
 

@@ -107,9 +107,11 @@ def measure(
     path = folder / "job.json"
     job.write(path)
     before = _children_cpu_s()
-    with Gauge(target.service, LOOK_S) as gauge:
-        _run_locust(target, workload, span, path, num_processes, gauge, show)
-    path.unlink()
+    try:
+        with Gauge(target.service, LOOK_S) as gauge:
+            _run_locust(target, workload, span, path, num_processes, gauge, show)
+    finally:
+        path.unlink()  # it may hold a key
     samples = Samples.read(folder)
     if not len(samples):
         raise LoadTestError("the load generator sent nothing")
@@ -126,15 +128,7 @@ def _run_locust(
     total_s = math.ceil(span.warmup_s + span.duration_s) + START_S
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--job", str(job)]
     command += ["--headless", "--host", target.service.remote.url, "--users", str(num_users)]
-    command += [
-        "--spawn-rate",
-        str(num_users),
-        "--run-time",
-        f"{total_s}s",
-        "--only-summary",
-        "--exit-code-on-error",
-        "0",
-    ]
+    command += [f"--spawn-rate={num_users}", f"--run-time={total_s}s", "--only-summary", "--exit-code-on-error=0"]
     command += ["--stop-timeout", str(math.ceil(workload.timeout_s) + 1), "--loglevel", "WARNING"]
     command += ["--processes", str(num_processes)] if num_processes > 1 else []
     log = job.with_suffix(".log")
@@ -180,7 +174,8 @@ def latency_row(about: Mapping[str, Any], measured: Measured, part: str, adapter
     right = sent.answered()
     duration = measured.end_s - measured.start_s
     figures: dict[str, Spread | None] = {
-        name: right.spread(name) for name in ("latency_ms", "queue_ms", "compute_ms", "tokenize_ms", "send_delay_ms")
+        name: right.spread(name)
+        for name in ("latency_ms", "queue_ms", "compute_ms", "tokenize_ms", "service_ms", "send_delay_ms")
     }
     num_tokens = int(finished["num_tokens"].sum())
     return LatencyRow(
@@ -195,7 +190,7 @@ def latency_row(about: Mapping[str, Any], measured: Measured, part: str, adapter
         texts_per_s=round(int(finished["num_texts"].sum()) / duration, 3),
         tokens_per_s=round(num_tokens / duration, 1) if num_tokens else None,
         client_cpu_s=round(measured.client_cpu_s, 2),
-        **_of_service(measured.during),
+        **_of_service(measured.during, duration),
     )
 
 
@@ -241,8 +236,8 @@ def about(
     }
 
 
-def _of_service(readings: Sequence[Reading]) -> dict[str, Any]:
-    """What the service's own counters say of a span."""
+def _of_service(readings: Sequence[Reading], duration_s: float) -> dict[str, Any]:
+    """What the service's own counters say of a span, which they are not read at the very ends of."""
     if len(readings) < 2:
         return {}
     first, last = readings[0], readings[-1]
@@ -257,7 +252,7 @@ def _of_service(readings: Sequence[Reading]) -> dict[str, Any]:
         found["adapter_loads"] = round(change("adaptermux_adapter_loads_total"))
         found["adapter_misses"] = round(change("adaptermux_adapter_misses_total"))
     if first.cpu_s is not None and last.cpu_s is not None:
-        found["server_cpu_s"] = round(last.cpu_s - first.cpu_s, 2)
+        found["server_cpu_s"] = round((last.cpu_s - first.cpu_s) / (last.at_s - first.at_s) * duration_s, 2)
     return found
 
 

@@ -24,13 +24,14 @@ FIELDS = np.dtype(
         ("queue_ms", "<f4"),  # as the service tells; not a number if it does not
         ("compute_ms", "<f4"),
         ("tokenize_ms", "<f4"),
+        ("service_ms", "<f4"),  # the whole time within the service
         ("num_tokens", "<u4"),
         ("num_texts", "<u2"),
         ("adapter", "<u2"),  # its rank among the hot ones
         ("error", "<u2"),  # 0: answered rightly; else its place in the errors file, from 1
     ]
 )
-_PACKER = struct.Struct("<d5fIHHH")
+_PACKER = struct.Struct("<d6fIHHH")
 assert _PACKER.size == FIELDS.itemsize
 Records = NDArray[np.void]
 
@@ -42,9 +43,10 @@ class Timings:
     queue_ms: float
     compute_ms: float
     tokenize_ms: float
+    service_ms: float
 
 
-NO_TIMINGS = Timings(*[float("nan")] * 3)
+NO_TIMINGS = Timings(*[float("nan")] * 4)
 
 
 class Recorder:
@@ -62,7 +64,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Keep one request. error: a short name of what went wrong, few of which differ."""
         record = (due_s, send_delay_ms, latency_ms, timings.queue_ms, timings.compute_ms, timings.tokenize_ms,
-                  num_tokens, num_texts, adapter, self._index(error))  # fmt: skip
+                  timings.service_ms, num_tokens, num_texts, adapter, self._index(error))  # fmt: skip
         self._file.write(_PACKER.pack(*record))
 
     def flush(self) -> None:

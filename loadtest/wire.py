@@ -69,5 +69,4 @@ def parse(content: bytes) -> dict[str, Any]:
 
 def _timings(header: str | None) -> Timings:
     times = {name: float(value) for name, value in _TIMING.findall(header or "")}
-    nothing = float("nan")
-    return Timings(times.get("queue", nothing), times.get("compute", nothing), times.get("tokenize", nothing))
+    return Timings(*(times.get(name, float("nan")) for name in ("queue", "compute", "tokenize", "total")))
