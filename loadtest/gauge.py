@@ -70,6 +70,7 @@ class Gauge:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.readings: list[Reading] = []
         self.trouble: str | None = None
+        """Why the last look failed; one that is followed by others does not matter."""
 
     def __enter__(self) -> Self:
         self.readings.append(read(self._service))
@@ -84,6 +85,7 @@ class Gauge:
         while not self._stopped.wait(self._every_s):
             try:
                 self.readings.append(read(self._service))
+                self.trouble = None
             except LoadTestError as error:
                 self.trouble = str(error)
 

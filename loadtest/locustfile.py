@@ -27,6 +27,8 @@ from loadtest.workload import Ask, Stream
 
 FLUSH_S = 0.5
 NO_ANSWER = "no answer in time"
+PAUSE_S = 0.1
+"""Before a client that could not connect tries again."""
 
 
 @events.init_command_line_parser.add_listener
@@ -89,7 +91,8 @@ class Caller(FastHttpUser):
     @task
     def ask(self) -> None:
         if self.job.workload.rate_per_s is None:
-            self._send(self.stream.next(), time.perf_counter())
+            if not self._send(self.stream.next(), time.perf_counter()):
+                gevent.sleep(PAUSE_S)
             return
         due = self.began + next(self.arrivals)
         delay = due - time.perf_counter()
@@ -101,7 +104,8 @@ class Caller(FastHttpUser):
         self.in_flight.join(timeout=self.job.workload.timeout_s)
         self.in_flight.kill()
 
-    def _send(self, ask: Ask, due: float) -> None:
+    def _send(self, ask: Ask, due: float) -> bool:
+        """Returns whether anything was answered, if only an error."""
         adapter_id = self.job.adapters[ask.adapter_index]
         body = self.wire.body(adapter_id, ask)
         sent = time.perf_counter()
@@ -125,6 +129,7 @@ class Caller(FastHttpUser):
             self._keep(ask, due, sent, time.perf_counter(), answered)
             raise
         self._keep(ask, due, sent, ended, answered)
+        return bool(response.status_code)
 
     def _keep(self, ask: Ask, due: float, sent: float, ended: float, answered: Answered) -> None:
         if self.recorder is None:

@@ -70,6 +70,9 @@ class Recorder:
     def flush(self) -> None:
         self._file.flush()
 
+    def close(self) -> None:
+        self._file.close()
+
     def _index(self, error: str | None) -> int:
         if error is None:
             return 0
