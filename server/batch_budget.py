@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FEWEST_TOKENS = 64
 ROUND = 4
-"""Times as much that a batch may have for the sake of adapters that would get nothing of it."""
+"""Times as much that a batch may have if many adapters share it."""
 MEMORY = 0.9
 """Weight of what is known of the device's speed against the batch that has just run."""
 GROWTH = 1.005
@@ -30,7 +30,7 @@ class BatchBudget:
         return min(self._most_tokens, max(FEWEST_TOKENS, min(in_time, int(self._fitting_tokens))))
 
     def round_tokens(self) -> int:
-        """What it may have so that every adapter gets something."""
+        """What it may have if many adapters share it."""
         return min(self._most_tokens, max(self.tokens(), int(self._fitting_tokens)), ROUND * self.tokens())
 
     def learn(self, num_tokens: int, compute_s: float) -> None:

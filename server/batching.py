@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -128,8 +128,8 @@ class WaitingLine:
     def take(self, max_tokens: int, round_tokens: int = 0) -> list[Waiting]:
         """Wait for work, then take as many jobs as have max_tokens together, at least one.
 
-        Adapters that have got nothing by then get a job each, up to round_tokens: where many wait, a batch that serves
-        few of them costs nearly as much, and the popular ones would wait for many rounds.
+        Adapters that have got less than half of max_tokens then get more, up to round_tokens for all: where many wait,
+        a larger batch does more in its time, while one that floods the line still gets no more than max_tokens.
         Jobs that were cancelled while they waited are dropped, those whose deadline has passed are answered so.
         Returns an empty list once the line is closed and empty.
         """
@@ -179,17 +179,29 @@ class WaitingLine:
         while self._turns and (not taken or num_tokens + self._cost(self._turns[0]) <= max_tokens):
             self._lowest = self._turns[0][0]
             num_tokens += self._take_turn(heappop(self._turns), taken)
-        if num_tokens < round_tokens:
-            served = {waiting.job.adapter_id for waiting in taken}
-            turns, self._turns = sorted(self._turns), []
-            for turn in turns:
-                if turn[2] not in served and num_tokens + self._cost(turn) <= round_tokens:
-                    num_tokens += self._take_turn(turn, taken)
-                else:
-                    heappush(self._turns, turn)
+        num_tokens += self._take_more(taken, round_tokens - num_tokens, max_tokens // 2)
         self._running_tokens = num_tokens
         self._forget()
         return taken
+
+    def _take_more(self, taken: list[Waiting], room: int, most_each: int) -> int:
+        """Take jobs of adapters that have got less than most_each, or nothing yet; returns their tokens."""
+        got = Counter[str]()
+        for waiting in taken:
+            got[waiting.job.adapter_id] += waiting.num_tokens
+        left, num_tokens = [], 0
+        while self._turns:
+            turn = heappop(self._turns)
+            cost, adapter_id = self._cost(turn), turn[2]
+            if num_tokens + cost > room or (got[adapter_id] and got[adapter_id] + cost > most_each):
+                left.append(turn)
+                continue
+            found = self._take_turn(turn, taken)
+            got[adapter_id] += found
+            num_tokens += found
+        for turn in left:
+            heappush(self._turns, turn)
+        return num_tokens
 
     def _cost(self, turn: tuple[int, int, str]) -> int:
         """Tokens of the job whose turn it is."""
