@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
+from loadtest import scenario
 from server import errors
 from server.description import describe
 from server.keys import FileContent, KeyEntry, TenantEntry
@@ -45,6 +46,7 @@ def refreshed(text: str) -> str:
         "errors": errors_table,
         "key_file": key_file_table,
         "routes": routes_part,
+        "scenarios": scenarios_table,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
@@ -77,6 +79,14 @@ def metric_rows() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
                 suffix = "_total" if family.type == "counter" else ""
                 labels = tuple(getattr(family, "_labelnames", ()))
                 yield family.name + suffix, family.type, labels, family.documentation
+
+
+def scenarios_table() -> str:
+    rows = ["| scenario | cases | minutes | what it measures |", "|---|---|---|---|"]
+    for name in scenario.names():
+        found = scenario.read(name)
+        rows.append(f"| `{name}` | {len(found.cases)} | {found.seconds / 60:.1f} | {found.description} |")
+    return "\n".join(rows) + "\n"
 
 
 def routes_part() -> str:

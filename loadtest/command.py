@@ -150,8 +150,7 @@ def _list(flags: argparse.Namespace) -> int:
 
     for name in scenarios.names():
         found = scenarios.read(name)
-        seconds = sum(case.warmup_s + case.duration_s for case in found.cases.values()) * found.repeats
-        print(f"{name:<16} {len(found.cases):>3} cases, {seconds / 60:5.1f} min  {found.description}")
+        print(f"{name:<16} {len(found.cases):>3} cases, {found.seconds / 60:5.1f} min  {found.description}")
     return 0
 
 

@@ -15,6 +15,8 @@ from loadtest.service import Setting
 from loadtest.workload import Part, Workload, check_texts
 
 FOLDER = Path(__file__).parent / "scenarios"
+TYPICAL = 8
+"""Rates that a search tries."""
 OURS = ("adapters", "port", "host", "state", "source_root", "look_s", "keys", "base", "adapter_bytes")
 """Settings of the service that the harness chooses itself."""
 
@@ -74,6 +76,14 @@ class Scenario(Part):
     repeats: int = Field(1, ge=1)
     cases: dict[str, Case]
     """By what sets each apart, in the order of what is varied."""
+
+    @property
+    def seconds(self) -> float:
+        """Of load in all, about."""
+        return self.repeats * sum(
+            (case.warmup_s + case.duration_s) * (1 if case.limit_p95_ms is None else TYPICAL)
+            for case in self.cases.values()
+        )
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from loadtest.command import make_parser as make_loadtest_parser
 from server.command import parse as parse_serve
 from server.metrics import Metrics
 from training.command import make_parser as make_train_parser
@@ -78,9 +79,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_make_targets_and_flags_in_the_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
-    named = set(re.findall(r"`make ([a-z]+)", text)) | set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     assert {"demo", "test"} <= named <= targets
 
 
@@ -101,8 +102,8 @@ def test_commands_in_the_documents_parse(line: str) -> None:
     if name == "adaptermux-serve":
         parse_serve(arguments)
     else:
-        assert name == "adaptermux-train"
-        make_train_parser().parse_args(arguments)
+        parsers = {"adaptermux-train": make_train_parser, "adaptermux-loadtest": make_loadtest_parser}
+        parsers[name]().parse_args(arguments)
 
 
 def test_the_folder_of_a_data_set_in_the_readme_has_its_sizes() -> None:
