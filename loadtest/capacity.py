@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 
 from decision.rows import LatencyRow
 
@@ -20,16 +20,17 @@ def holds(row: LatencyRow) -> bool:
     return row.num_errors == 0 and row.latency_ms is not None and row.latency_ms.p95 <= row.limit_p95_ms and is_taken
 
 
-def search(first_per_s: float, holds: Callable[[float], bool]) -> float | None:
-    """Double, or halve, until the rate is between one that holds and one that does not; then halve the gap.
+def search(first_per_s: float) -> Generator[float, bool, float | None]:
+    """Yields rates to be tried, and is sent whether each held; returns the highest that did.
 
-    The gap is halved on the scale of the logarithm. None if not even a thousandth of the first rate holds.
+    Doubles, or halves, until the rate is between one that holds and one that does not; then halves the gap, on the
+    scale of the logarithm. None if not even a thousandth of the first rate holds.
     """
     low: float | None = None
     high: float | None = None
     rate = first_per_s
     for _ in range(MOST):
-        if holds(rate):
+        if (yield rate):
             low = rate
         else:
             high = rate

@@ -7,7 +7,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -115,19 +115,16 @@ class Harness:
     def _search(self, turn: Turn, repeat: int, case: Case, target: Target) -> Iterator[LatencyRow]:
         """Every rate that was tried is a row of its own."""
         assert case.workload.rate_per_s is not None
-        assert case.limit_p95_ms is not None
-        limit, rows = case.limit_p95_ms, list[LatencyRow]()
-
-        def holds(rate: float) -> bool:
-            workload = case.workload.model_copy(update={"rate_per_s": rate})
-            measured = self._send(turn, repeat, case, target, workload, f"{rate:.4g}")
-            facts = self._about(turn, repeat, target, workload)
-            row = latency_row(facts | _arrival(workload) | {"limit_p95_ms": limit}, measured, "all", None)
-            rows.append(row)
-            return capacity.holds(row)
-
-        capacity.search(case.workload.rate_per_s, holds)
-        yield from rows
+        rates = capacity.search(case.workload.rate_per_s)
+        rate = next(rates)
+        with suppress(StopIteration):  # the search is over
+            while True:
+                workload = case.workload.model_copy(update={"rate_per_s": rate})
+                measured = self._send(turn, repeat, case, target, workload, f"{rate:.4g}")
+                facts = self._about(turn, repeat, target, workload) | _arrival(workload)
+                row = latency_row(facts | {"limit_p95_ms": case.limit_p95_ms}, measured, "all", None)
+                yield row
+                rate = rates.send(capacity.holds(row))
 
     def _send(
         self, turn: Turn, repeat: int, case: Case, target: Target, workload: Workload, more: str = ""
