@@ -8,7 +8,9 @@ token ids to the logits in the host's memory, and its latency is the wall time o
 after. There are no users and no rate: one pass follows the other. Every pass draws its adapters from the hot ones;
 cases take turns pass by pass, so that their ratios are fair. Method `head` is the bare base: what differs between its
 adapters is the head only. In scenario `adapter-load` a request is one adapter brought to the device by the store, from
-the host's memory or from disk. `memory` rows give what torch holds in tensors on the device, without the driver's own.
+the host's memory or from disk, where the system has it in its cache. `memory` rows give what torch holds in tensors on
+the device, without the driver's own: at rest with the named adapters alone, under load with all that are resident and
+at the highest of the case's passes. Resident memory is the whole process's, which has also made the adapters.
 
 Needs torch, transformers, peft and numpy, but neither pydantic nor any part of the service.
 """
@@ -121,10 +123,10 @@ class Bench:
         """Memory at rest, loads, then passes and the memory that they take."""
         yield self._at_rest([])
         folders = self._make(num_resident)
-        for some in filter(None, folders.values()):
-            yield self._at_rest(some[: NUM_HOT[-1]])
-        if len(folders[MANY_OF]) >= num_resident:
-            yield self._at_rest(folders[MANY_OF][:num_resident])
+        many = folders[MANY_OF]
+        for some in (*(made[: NUM_HOT[-1]] for made in folders.values()), many[:num_resident]):
+            if some and not self._is_over():
+                yield self._at_rest(some)
         for method in METHODS:
             if len(folders[method]) >= NUM_LOADED and not self._is_over():
                 yield from self._loads(folders[method][:NUM_LOADED])
@@ -264,7 +266,7 @@ def _cases(store: Store, folders: Folders, num_resident: int) -> list[Case]:
     if len(many) >= num_resident:
         # the same number of adapters a pass; what differs is from how many they are drawn
         for count in (FEW_RESIDENT, num_resident):
-            cases.append(Case(f"{FEW_RESIDENT} of {count} {MANY_OF}", many[:count], FEW_RESIDENT))
+            cases.append(Case(f"{FEW_RESIDENT} a pass of {count} {MANY_OF}", many[:count], FEW_RESIDENT))
     return cases
 
 

@@ -50,8 +50,8 @@ def test_rows_come_of_a_machine_without_pydantic_and_are_read_by_one_with_it(
     assert set(passes) == {
         *(f"{kind}, {count} hot" for kind in kinds for count in (1, 8, 64)),
         *(f"mix, {count} hot" for count in (4, 8, 64)),
-        "10 of 10 lora",
-        "10 of 70 lora",
+        "10 a pass of 10 lora",
+        "10 a pass of 70 lora",
     }
     assert all(row.num_requests == 2 and row.num_errors == 0 for row in passes.values())
     assert all(row.num_users is None and row.rate_per_s is None for row in passes.values())
@@ -62,7 +62,7 @@ def test_rows_come_of_a_machine_without_pydantic_and_are_read_by_one_with_it(
     assert mix.batch["texts"] == mix.batch["adapters"] == 32
     assert mix.batch["methods"] > 1
     assert mix.tokens_per_s == pytest.approx(mix.texts_per_s * mix.batch["tokens"] / 32, rel=1e-3)
-    assert [passes[f"10 of {count} lora"].batch["adapters"] for count in (10, 70)] == [10, 10]
+    assert [passes[f"10 a pass of {count} lora"].batch["adapters"] for count in (10, 70)] == [10, 10]
     assert set(latencies(rows, "adapter-load")) == {
         f"{kind} from {tier}" for kind in kinds[1:] for tier in ("disk", "host memory")
     }
