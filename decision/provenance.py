@@ -1,4 +1,7 @@
-"""Where a measurement comes from: machine, versions, commit and command."""
+"""Where a measurement comes from: machine, versions, commit and command.
+
+`facts` needs no pydantic, for measurements on machines that have none.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
-from decision.rows import Provenance
+if TYPE_CHECKING:
+    from decision.rows import Provenance
 
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scikit-learn", "scipy", "fastapi", "uvicorn",
@@ -21,9 +26,26 @@ LIBRARIES = (
 ROOT = Path(__file__).parent.parent
 
 
+class Facts(TypedDict):
+    """The fields of `decision.rows.Provenance`."""
+
+    machine: str
+    versions: dict[str, str]
+    commit: str
+    command: str
+    created: str
+
+
 def provenance(command: str) -> Provenance:
     """Of what is measured now in this process; command: what the user would type to measure it again."""
-    return Provenance(
+    from decision.rows import Provenance
+
+    return Provenance(**facts(command))
+
+
+def facts(command: str) -> Facts:
+    """The same, without its type."""
+    return Facts(
         machine=machine(),
         versions={"python": platform.python_version(), **_versions()},
         commit=commit(),

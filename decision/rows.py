@@ -239,7 +239,7 @@ class MemoryRow(Served):
     anonymous_bytes: int | None = None
     """Of these, what is no file's."""
     device_bytes: int | None = None
-    """Of the accelerator, the whole process."""
+    """Of the accelerator: the whole process, or, in scenario `engine`, its tensors."""
     resident_adapters: int | None = None
     resident_adapter_bytes: int | None = None
     """Where the base model computes."""

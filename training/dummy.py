@@ -27,7 +27,7 @@ from server.methods import Method
 from training import whole_folder
 from training.adapter_writer import KEPT, name_base
 from training.model import PooledClassifier
-from training.recipe import Recipe
+from training.options import DEFAULT_MAX_LENGTH, options_of
 
 CONFIG, WEIGHTS = KEPT
 MARK = "none: random weights"
@@ -66,8 +66,8 @@ def make(
     folder = base_model.locate(base)
     family = base_model.family_of_folder(folder)
     method.check_family(family)
-    limit = family.length_limit(AutoConfig.from_pretrained(folder))
-    plan = Recipe(options=dict(options or {}), pooling=pooling).settle(method, family, 1, limit)
+    settled, pooling = options_of(method, options or {}), pooling or family.default_pooling
+    limit = family.length_limit(AutoConfig.from_pretrained(folder)) - method.num_virtual_tokens(settled)
     if method.peft_module is not None:
         importlib.import_module(method.peft_module)
     fingerprint = base_model.fingerprint(folder)
@@ -75,19 +75,19 @@ def make(
         method=method.name,
         labels=tuple(f"label-{index}" for index in range(num_labels)),
         problem_type="single_label",
-        max_length=plan.max_length,
-        pooling=plan.pooling,
+        max_length=min(limit, DEFAULT_MAX_LENGTH),
+        pooling=pooling,
         temperature=1.0,
         base_name=base_model.name_of(base, fingerprint),
         base_fingerprint=fingerprint,
         weights_sha256="",
-        positions="shifted" if method.at_attention and plan.pooling == "native" else "kept",
+        positions="shifted" if method.at_attention and pooling == "native" else "kept",
         training=TrainingFacts(
             data_set=MARK,
             num_train_rows=0,
             num_validation_rows=0,
             seed=seed,
-            recipe={"options": plan.options},
+            recipe={"options": settled},
             metrics={},
             train_s=0.0,
             code_version=__version__,
@@ -99,8 +99,8 @@ def make(
     transformers_logging.disable_progress_bar()
     with TemporaryDirectory() as scratch:
         torch.manual_seed(seed)
-        config = method.peft_config(family, plan.options)
-        model = get_peft_model(PooledClassifier.load(base, num_labels, plan.pooling), config)
+        config = method.peft_config(family, settled)
+        model = get_peft_model(PooledClassifier.load(base, num_labels, pooling), config)
         model.save_pretrained(scratch)
         name_base(Path(scratch) / CONFIG, draft.base_name)
         first, record = load_file(Path(scratch) / WEIGHTS), (Path(scratch) / CONFIG).read_text(encoding="utf-8")

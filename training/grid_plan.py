@@ -18,6 +18,7 @@ from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, TrainedRow
 from server.base_model import EMBEDDED_ID
 from server.errors import RecipeError
 from server.methods import method_named, methods
+from training.options import options_of
 from training.recipe import Recipe
 from training.sources import Columns
 
@@ -75,7 +76,7 @@ class Candidate(_Section):
             if self.options:
                 raise ValueError(f"{self.method} has no options")
         else:
-            Recipe(options=self.options).options_of(method_named(self.method))
+            options_of(method_named(self.method), self.options)
         return self
 
     def trials(self) -> list[Settings]:

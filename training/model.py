@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from server.errors import RecipeError
 from server.families import Family
 from server.heads import head_modules
 from server.manifest import Pooling, ProblemType
-from training.recipe import Quantization
+
+if TYPE_CHECKING:
+    from training.recipe import Quantization
 
 PROBLEM_TYPES: Mapping[ProblemType, str] = {
     "single_label": "single_label_classification",

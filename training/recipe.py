@@ -17,11 +17,11 @@ from server.errors import RecipeError
 from server.families import Family
 from server.manifest import Pooling
 from server.methods import Method
+from training.options import DEFAULT_MAX_LENGTH, HasOptions, options_of
 
 # About 190 steps of 32 rows: what the methods' learning rates were found with (docs/log.md)
 SAMPLES = 6000
 MIN_EPOCHS, MAX_EPOCHS = 3, 20
-DEFAULT_MAX_LENGTH = 512
 
 Quantization = Literal["nf4"]
 
@@ -46,13 +46,9 @@ class Plan:
     gradient_checkpointing: bool
 
 
-class Trainable(Protocol):
+class Trainable(HasOptions, Protocol):
     """What a recipe asks of whatever is trained: a `server.methods.Method`, or the whole base."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def options(self) -> Mapping[str, tuple[float, float, float]]: ...
     @property
     def learning_rate(self) -> float: ...
     @property
@@ -99,7 +95,7 @@ class Recipe(BaseModel):
 
         length_limit: tokens that the base model can read.
         """
-        options = self.options_of(method)
+        options = options_of(method, self.options)
         length_limit -= method.num_virtual_tokens(options)
         if self.max_length is not None and self.max_length > length_limit:
             raise RecipeError(f"`max_length` is {self.max_length}, the base model reads at most {length_limit} tokens")
@@ -126,18 +122,6 @@ class Recipe(BaseModel):
             quantize=self.quantize,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-
-    def options_of(self, method: Trainable) -> dict[str, float]:
-        unknown = sorted(set(self.options) - set(method.options))
-        if unknown:
-            known = ", ".join(method.options) or "none"
-            raise RecipeError(f"option `{unknown[0]}` is unknown to method {method.name}; its options: {known}")
-        options = {name: default for name, (default, _, _) in method.options.items()} | self.options
-        for name, value in options.items():
-            _, low, high = method.options[name]
-            if not low <= value <= high:
-                raise RecipeError(f"option `{name}` is {value}, it must lie between {low} and {high}")
-        return options
 
 
 def read_recipe(path: Path) -> Recipe:
