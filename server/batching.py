@@ -29,6 +29,8 @@ MOST_STRETCH = 16.0
 STRETCH_S = 60.0
 """Time in which what was found of a long wait fades."""
 MOST_RETRY_S = 600
+ALONE_S = 5.0
+"""Time without jobs of another adapter after which one has the line to itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +81,7 @@ class WaitingLine:
         self._held: dict[str, tuple[int, int]] = {}  # adapter -> jobs that have entered, their tokens
         self._stretch: dict[str, tuple[float, float]] = {}  # adapter -> (factor above 1, when it was found)
         self._batch_tokens = self._running_tokens = self._num_batches = 0
+        self._latest, self._others_since = "", -math.inf  # the adapter that came last, and since when no other has
         self._tokens_per_s: float | None = None
         self._changed = threading.Condition()
         self._closed = self._drained = False
@@ -115,6 +118,8 @@ class WaitingLine:
             if self._drained:
                 raise EngineStopped("the engine thread has ended; restart the server")
             adapter_id = waiting.job.adapter_id
+            if adapter_id != self._latest:
+                self._latest, self._others_since = adapter_id, self._clock()
             ahead = self._ahead(adapter_id, waiting.job.num_tokens)
             expected_s = self._seconds(ahead + self._batch_tokens)
             self._count(adapter_id, 0, waiting.num_tokens - waiting.job.num_tokens)
@@ -129,7 +134,8 @@ class WaitingLine:
         """Wait for work, then take as many jobs as have max_tokens together, at least one.
 
         Adapters that have got less than half of max_tokens then get more, up to round_tokens for all: where many wait,
-        a larger batch does more in its time, while one that floods the line still gets no more than max_tokens.
+        a larger batch does more in its time, while one that floods the line still gets no more than max_tokens. So does
+        one that has had the line to itself for a while.
         Jobs that were cancelled while they waited are dropped, those whose deadline has passed are answered so.
         Returns an empty list once the line is closed and empty.
         """
@@ -179,7 +185,8 @@ class WaitingLine:
         while self._turns and (not taken or num_tokens + self._cost(self._turns[0]) <= max_tokens):
             self._lowest = self._turns[0][0]
             num_tokens += self._take_turn(heappop(self._turns), taken)
-        num_tokens += self._take_more(taken, round_tokens - num_tokens, max_tokens // 2)
+        is_alone = self._clock() - self._others_since > ALONE_S
+        num_tokens += self._take_more(taken, round_tokens - num_tokens, round_tokens if is_alone else max_tokens // 2)
         self._running_tokens = num_tokens
         self._forget()
         return taken

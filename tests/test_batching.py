@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batch_budget import ROUND, BatchBudget
-from server.batching import Waiting, WaitingLine
+from server.batching import ALONE_S, Waiting, WaitingLine
 from server.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.heads import Head, Layer
 from server.jobs import Answer, Job
@@ -419,3 +419,17 @@ def test_the_budget_is_whole_again_once_memory_is_back() -> None:
     for _ in range(500):
         budget.learn(budget.tokens(), 1e-3)
     assert budget.tokens() == 8192
+
+
+def test_an_adapter_that_has_the_line_to_itself_is_given_larger_batches() -> None:
+    device = Device()
+    for _ in range(20):
+        device.ask("a", BATCH // 2)
+    assert sum(one.num_tokens for one in device.run()) == BATCH, "somebody else was there just now"
+    device.now += ALONE_S
+    assert sum(one.num_tokens for one in device.run()) == ROUND * BATCH
+    device.ask("b", 1)
+    device.run()  # takes the job of `b`
+    for _ in range(20):
+        device.ask("a", BATCH // 2)
+    assert sum(one.num_tokens for one in device.run()) == BATCH
