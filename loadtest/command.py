@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -223,7 +222,6 @@ class _Line:
         self._is_told = is_shown and not self._is_shown
         self._name = scenario.name
         self._last = ""
-        self._began = time.monotonic()
 
     def say(self, text: str) -> None:
         if self._is_shown:

@@ -158,12 +158,11 @@ class Harness:
         if self.options.remote is not None:
             running, settings = Service(self.options.remote, pid=None), dict[str, Setting]()
         else:
-            folder = self._adapters(case)
+            folder = self._adapters(case, case.adapters.num_registered)
             settings = dict(case.service)
             if case.adapters.cache_share is not None:
-                hot = [one.adapter_id for one in _hot(_made(folder), case)]
-                room = sum((folder / name / WEIGHTS).stat().st_size for name in hot) * case.adapters.cache_share
-                settings["adapter_bytes"] = round(room)
+                needed = sum(one.num_bytes for one in _hot(_made(folder), case))
+                settings["adapter_bytes"] = round(needed * case.adapters.cache_share)
             running = self._service(folder, settings, case)
         known = running.remote.adapters()
         hot_adapters = _hot(known, case)
@@ -190,13 +189,10 @@ class Harness:
             self._services[key] = self._stack.enter_context(starting)
         return self._services[key]
 
-    def _adapters(self, case: Case) -> Path:
+    def _adapters(self, case: Case, count: int) -> Path:
         """A folder of adapters with random weights; cases that need the same ones share it."""
-        wanted = case.adapters
-        return self._made(wanted.methods, wanted.num_registered, case)
-
-    def _made(self, methods: Sequence[str], count: int, case: Case) -> Path:
-        key = json.dumps([list(methods), count, case.base, case.adapters.options], sort_keys=True)
+        methods = case.adapters.methods
+        key = json.dumps([methods, count, case.base, case.adapters.options], sort_keys=True)
         if key not in self._folders:
             folder = self._scratch / f"adapters-{len(self._folders)}"
             service.make_adapters(folder, methods, count, case.base, case.adapters.options)
@@ -204,7 +200,7 @@ class Harness:
         return self._folders[key]
 
     def _changes(self, case: Case, target: Target) -> Changes:
-        spare = self._made(case.adapters.methods, NUM_SPARE * len(case.adapters.methods) + 1, case)
+        spare = self._adapters(case, NUM_SPARE * len(case.adapters.methods) + 1)
         sources = sorted(path for path in spare.iterdir() if path.is_dir())
         hot = [adapter_id for adapter_id, _ in target.hot]
         return Changes(target.service.remote, sources, hot, case.changes_per_s)
@@ -220,9 +216,10 @@ def _check_remote(scenario: Scenario) -> None:
 
 
 def _made(folder: Path) -> list[Adapter]:
+    """What a service will say of a folder of adapters."""
     return [
-        Adapter(path.name, json.loads((path / "adapter.json").read_text(encoding="utf-8"))["method"], 0, None)
-        for path in sorted(folder.iterdir())
+        Adapter(path.name, json.loads((path / "adapter.json").read_bytes())["method"], (path / WEIGHTS).stat().st_size)
+        for path in folder.iterdir()
         if path.is_dir()
     ]
 

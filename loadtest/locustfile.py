@@ -52,7 +52,7 @@ class Caller(FastHttpUser):
     """Closed loop: one client. Open loop: sends what is due, and does not wait for answers."""
 
     wait_time = constant(0)
-    insecure = False
+    insecure = False  # unlike Locust itself, it checks certificates
     job: Job
     wire: Wire
     recorder: Recorder | None = None

@@ -19,12 +19,11 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One that a service is ready to answer with."""
+    """One that a service is ready to answer with. num_bytes: of its weights."""
 
     adapter_id: str
     method: str
     num_bytes: int
-    source: str | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Remote:
     def adapters(self) -> list[Adapter]:
         """Those that are ready, in order of id."""
         return [
-            Adapter(one["adapter_id"], one["method"], one["num_bytes"], one["versions"][-1]["source"])
+            Adapter(one["adapter_id"], one["method"], one["num_bytes"])
             for one in self.ask("GET", "/v1/adapters")["adapters"]
             if one["status"] == "ready"
         ]

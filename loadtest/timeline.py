@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from loadtest.errors import LoadTestError
 from loadtest.samples import Samples
+from loadtest.workload import Part
 
 FILE = "timeline.json"
 
 
-class Timeline(BaseModel):
+class Timeline(Part):
     """Lies beside the raw samples and says which run they are of. Memory is in bytes, at Unix times."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_number: Literal[1] = 1
     scenario: str

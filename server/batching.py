@@ -200,7 +200,10 @@ class WaitingLine:
         while self._turns:
             turn = heappop(self._turns)
             cost, adapter_id = self._cost(turn), turn[2]
-            if num_tokens + cost > room or (got[adapter_id] and got[adapter_id] + cost > most_each):
+            if num_tokens + cost > room:
+                left.append(turn)
+                break
+            if got[adapter_id] and got[adapter_id] + cost > most_each:
                 left.append(turn)
                 continue
             found = self._take_turn(turn, taken)
