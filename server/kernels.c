@@ -1,6 +1,8 @@
-/* What torch does in many small calls, in one: attention of packed texts, and every adapter's low-rank update at a site.
-   Everything is float32 in the caller's memory; nothing is allocated or kept. Compiled by server/kernels.py. */
+/* What torch does in many small calls, in one: attention of packed texts, and what every adapter changes at a site.
+   Everything lies in the caller's memory, float32 unless it is called rounded; nothing is allocated or kept.
+   Compiled by server/kernels.py. */
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,6 +21,22 @@ static inline void store(float *to, lanes x) { memcpy(to, &x, sizeof x); }
 
 static inline lanes choose(whole_lanes is_first, lanes first, lanes second) {
     return (lanes)(((whole_lanes)first & is_first) | ((whole_lanes)second & ~is_first));
+}
+
+/* bfloat16: the upper half of a float32. */
+static inline lanes load_rounded(const uint16_t *from) {
+    __m256i x;
+    memcpy(&x, from, sizeof x);
+    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
+}
+
+/* To the nearest, halves to even; what is no number stays none. */
+static inline void store_rounded(uint16_t *to, lanes x) {
+    whole_lanes bits = (whole_lanes)x, is_number = x == x;
+    whole_lanes nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    nearest = (nearest & is_number) | ~is_number;
+    __m256i rounded = _mm512_cvtepi32_epi16((__m512i)(nearest >> 16));
+    memcpy(to, &rounded, sizeof rounded);
 }
 
 /* exp(x) for x <= 0, within 2 units in the last place (Cephes' expf); what is smaller than exp(-87) becomes that. */
@@ -329,4 +347,22 @@ void add_low_rank(long first, long last, const float *x, long x_stride, long d_i
         if (s + 1 < last) fetch(update[1].down, TILE * d_in);
         go_up(low, num_rows, update, y + starts[s] * y_stride, y_stride, d_out);
     }
+}
+
+/* Segments `first` to `last`: rows starts[s] to stops[s] times scales[s] [width], in place. width is a multiple of LANES,
+   the stride in numbers. */
+void scale(long first, long last, float *x, long stride, long width, const int64_t *starts, const int64_t *stops,
+           const float *const *scales) {
+    for (long s = first; s < last; s++)
+        for (long i = starts[s]; i < stops[s]; i++)
+            for (long k = 0; k < width; k += LANES)
+                store(x + i * stride + k, load(x + i * stride + k) * load(scales[s] + k));
+}
+
+void scale_rounded(long first, long last, uint16_t *x, long stride, long width, const int64_t *starts,
+                   const int64_t *stops, const float *const *scales) {
+    for (long s = first; s < last; s++)
+        for (long i = starts[s]; i < stops[s]; i++)
+            for (long k = 0; k < width; k += LANES)
+                store_rounded(x + i * stride + k, load_rounded(x + i * stride + k) * load(scales[s] + k));
 }

@@ -50,6 +50,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._torch = TorchProducts()
+        self._scales = {torch.float32: library.scale, torch.bfloat16: library.scale_rounded}
         self._updates: WeakKeyDictionary[LowRank, _Update] = WeakKeyDictionary()
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="adaptermux-kernel")
 
@@ -132,6 +133,30 @@ class Kernels:
             self._library.add_low_rank(ctypes.c_long(first), ctypes.c_long(last), *arguments)
 
         self._share(run, (0, *accumulate(segment.stop - segment.start for segment in fitting)))
+
+    def scale(self, x: Tensor, segments: Sequence[Segment[Tensor]]) -> None:
+        """What `server.products.TorchProducts` does, in one call for all segments."""
+        function = self._scales.get(x.dtype)
+        if (
+            function is None
+            or x.stride(1) != 1
+            or x.shape[1] % LANES
+            or any(segment.row.dtype != torch.float32 or not segment.row.is_contiguous() for segment in segments)
+        ):
+            self._torch.scale(x, segments)
+            return
+        arguments = (
+            *_rows(x),
+            ctypes.c_long(x.shape[1]),
+            _whole([segment.start for segment in segments]),
+            _whole([segment.stop for segment in segments]),
+            _whole([segment.row.data_ptr() for segment in segments]),
+        )
+
+        def run(first: int, last: int) -> None:
+            function(ctypes.c_long(first), ctypes.c_long(last), *arguments)
+
+        self._share(run, (0, *accumulate(segment.stop - segment.start for segment in segments)))
 
     def _describe(self, row: LowRank) -> _Update:
         """Done once for a row that is used again; it takes as long as the product itself."""

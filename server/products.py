@@ -36,6 +36,9 @@ class Products(Protocol):
     def add_low_rank(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]]) -> None:
         """Add every segment's low-rank update of x [rows, d_in] to y [rows, d_out], in place; y may be x."""
 
+    def scale(self, x: Tensor, segments: Sequence[Segment[Tensor]]) -> None:
+        """Multiply every segment of x [rows, width] by its vector [width], in place."""
+
 
 class TorchProducts:
     """Segment after segment, on any device and in any dtype."""
@@ -52,3 +55,7 @@ class TorchProducts:
                 part.add_(low @ row.up, alpha=row.scale)
             if row.up_bias is not None:
                 part.add_(row.up_bias, alpha=row.scale)
+
+    def scale(self, x: Tensor, segments: Sequence[Segment[Tensor]]) -> None:
+        for start, stop, vector in segments:
+            x[start:stop].mul_(vector)

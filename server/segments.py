@@ -60,7 +60,7 @@ class Segments:
             changing = [segment for segment in segments if method.changes_input(segment.row)]
             if changing:
                 x, is_shared = x.clone() if is_shared else x, False
-                method.change_input(x, changing)
+                method.change_input(x, changing, self._products)
         return x
 
     def change_output(self, site: str, x: Tensor, y: Tensor) -> None:

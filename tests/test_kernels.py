@@ -196,6 +196,24 @@ def test_many_threads_update_as_one_does(compiled: Kernels, threads: int) -> Non
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [16, 48, 24])  # the last is left to torch
+def test_scaling_equals_torch_s_to_the_bit(compiled: Kernels, threads: int, dtype: torch.dtype, width: int) -> None:
+    """Rows that nobody changes, rows that lie apart, numbers that are none."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 3 * width).to(dtype)
+    x[3, width], x[4, width + 1], x[5, width + 2] = torch.nan, torch.inf, 3.4e38
+    segments = [
+        Segment(start, stop, torch.randn(width).to(kind).float())
+        for start, stop, kind in [(0, 7, torch.float32), (7, 8, torch.bfloat16), (20, 39, torch.float32)]
+    ]
+    expected = x.clone()
+    TorchProducts().scale(expected.chunk(3, 1)[1], segments)
+    compiled.scale(x.chunk(3, 1)[1], segments)
+    torch.testing.assert_close(x, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
 def test_rows_are_forgotten_with_their_adapter(compiled: Kernels) -> None:
     known = len(compiled._updates)
     rows = [LowRank(torch.randn(4, 16).mT, torch.randn(16, 4).mT, 1.0) for _ in range(3)]

@@ -143,7 +143,7 @@ class Method(ABC, Generic[Row]):
         """Whether an adapter's row changes what goes into its site."""
         return False
 
-    def change_input(self, x: Tensor, segments: Sequence[Segment[Row]]) -> None:
+    def change_input(self, x: Tensor, segments: Sequence[Segment[Row]], products: Products) -> None:
         """Change what goes into a site, in place. x [tokens, d_in]; only segments whose row does so are given."""
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Row]], products: Products) -> None:

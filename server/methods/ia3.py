@@ -51,14 +51,11 @@ class Ia3(Method[Ia3Row]):
     def changes_input(self, row: Ia3Row) -> bool:
         return row.on_input
 
-    def change_input(self, x: Tensor, segments: Sequence[Segment[Ia3Row]]) -> None:
-        for start, stop, (scale, _) in segments:
-            x[start:stop].mul_(scale)
+    def change_input(self, x: Tensor, segments: Sequence[Segment[Ia3Row]], products: Products) -> None:
+        products.scale(x, [Segment(start, stop, row.scale) for start, stop, row in segments])
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]], products: Products) -> None:
-        for start, stop, (scale, on_input) in segments:
-            if not on_input:
-                y[start:stop].mul_(scale)
+        products.scale(y, [Segment(start, stop, row.scale) for start, stop, row in segments if not row.on_input])
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import IA3Config
