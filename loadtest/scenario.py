@@ -101,28 +101,35 @@ def read(name: str, changes: Sequence[str] = ()) -> Scenario:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Misuse(f"scenario `{path}` cannot be read: {error}") from error
+    changed: dict[str, Any] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise Misuse(f"--set {change}: it must be KEY=VALUE, such as duration_s=5")
-        record = _with(record, key.strip(), _value(value))
-        record.get("vary", {}).pop(key.strip(), None)
-    return _parse(path, record)
+        changed[key.strip()] = _value(value)
+    return _parse(path, record, changed)
 
 
-def _parse(path: Path, record: dict[str, Any]) -> Scenario:
+def _parse(path: Path, record: dict[str, Any], changed: dict[str, Any]) -> Scenario:
+    """changed: values by key that hold for every case, whatever the file says or varies."""
     vary = record.pop("vary", {})
-    about = {key: record.pop(key) for key in ("name", "description", "repeats") if key in record}
-    about.setdefault("name", path.stem)
     if not isinstance(vary, dict) or not all(isinstance(values, list) and values for values in vary.values()):
         raise Misuse(f'scenario `{path}`: `vary` holds lists by key, such as "workload.num_hot" = [1, 8]')
+    vary = {key: values for key, values in vary.items() if key not in changed}
+    inner = {key: value for key, value in changed.items() if any(key.startswith(f"{name}.") for name in vary)}
+    record = _varied(record, changed)
+    about = {key: record.pop(key) for key in ("name", "description", "repeats") if key in record}
+    about.setdefault("name", path.stem)
     try:
-        cases = {name: Case.model_validate(_varied(record, setting)) for name, setting in _settings(vary)}
+        cases = {
+            name: Case.model_validate(_varied(_varied(record, setting), inner)) for name, setting in _settings(vary)
+        }
         return Scenario(**about, cases=cases)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the scenario"
-        raise Misuse(f"scenario `{path}`: `{place}`: {first['msg'].removeprefix('Value error, ')}") from error
+        said = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise Misuse(f"scenario `{path}`: `{place}`: {said.removeprefix('Value error, ')}") from error
 
 
 def _settings(vary: dict[str, list[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -232,6 +232,8 @@ def test_a_scenario_that_makes_no_sense_is_refused_by_name(
     ("flags", "says"),
     [
         (["run", "mehods"], "there is no scenario `mehods`; take one of burst, cache"),
+        (["run", "smoke", "--set", "durations=4"], "`durations`: there is no such key"),
+        (["run", "smoke", "--set", "workload.num_hot=0"], "`workload.num_hot`: Input should be greater"),
         (["run", "smoke", "--set", "duration_s"], "--set duration_s: it must be KEY=VALUE"),
         (["run", "smoke", "--set", "name.x=1"], "`name`"),
         (["run", "smoke", "--processes", "0"], "--processes is 0"),
@@ -261,6 +263,9 @@ def test_what_varies_names_the_cases_and_can_be_set() -> None:
     assert list(found.cases) == ["lora", "ia3", "prefix", "bottleneck", "lora+ia3+prefix+bottleneck"]
     assert {case.service["dtype"] for case in found.cases.values()} == {"bfloat16"}
     assert {case.duration_s for case in found.cases.values()} == {2}
+    inner = scenario.read("smoke", ["workload.num_hot=4"])  # within what is varied
+    assert list(inner.cases) == list(scenario.read("smoke").cases)
+    assert {case.workload.num_hot for case in inner.cases.values()} == {4}
 
 
 def test_a_job_is_read_as_it_was_written_and_by_nobody_else(tmp_path: Path) -> None:
