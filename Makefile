@@ -69,7 +69,7 @@ evidence: $(VENV)/.dev  ## measure the service for the decision: every scenario 
 report: $(VENV)/.train  ## tables and figures of the comparison
 	$(BIN)/adaptermux-train report --results decision/evidence/quality.jsonl --output report
 
-docs: $(VENV)/.dev  ## write the generated parts of the documents
+docs: $(VENV)/.dev  ## write the generated parts of the documents, their figures, and the PDFs
 	$(BIN)/python -m docs.generate
 
 clean:

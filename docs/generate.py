@@ -1,4 +1,6 @@
-"""Write the generated parts of the documents: `make docs`. A test fails when one of them is stale.
+"""Write the generated parts of the documents, their figures, and what is printed: `make docs`.
+
+A test fails when any of it is stale.
 
 A generated part lies between `<!-- generated: NAME -->` and `<!-- end generated -->`.
 """
@@ -15,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
+from docs import figures, footprints, papers, published
 from loadtest import scenario
 from server import errors
 from server.description import describe
@@ -35,6 +38,16 @@ def main() -> int:
         if fresh != text:
             path.write_text(fresh, encoding="utf-8")
             print(f"wrote {path.name}")
+    for name, draw in figures.FIGURES.items():
+        (DOCS / "figures" / f"{name}.svg").write_bytes(draw())
+    try:
+        for paper in papers.papers():
+            if not papers.is_fresh(paper):
+                papers.build(paper, paper.with_suffix(".pdf"))
+                print(f"wrote {paper.with_suffix('.pdf').name}")
+    except papers.PaperError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
@@ -47,6 +60,11 @@ def refreshed(text: str) -> str:
         "key_file": key_file_table,
         "routes": routes_part,
         "scenarios": scenarios_table,
+        "footprints": footprints.footprints_table,
+        "costs": footprints.costs_table,
+        "results": published.results_table,
+        "recomputed": published.recomputed_table,
+        "settings_swing": published.settings_table,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
