@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,21 @@ from decision.tree import Arm, Branch, Node, Published, Shortlist, Tree, Unmeasu
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 FORMS = ("pdf", "svg", "png", "md")
 PAGE_INCHES = (11.69, 8.27)
 """A4, across."""
 MARGIN_INCHES = 0.3
-GAP = 0.12
-"""Part of a column that is left free for lines."""
+GAP_INCHES = 0.22
+"""Between columns, for lines."""
+PADDING_INCHES = 0.09
+LARGEST_FONT, SMALLEST_FONT = 7.5, 4.0
+FULL_LETTERS, NARROWEST = 34, 0.5
+"""A column with a text so long has the full width; the narrowest has that part of it."""
 LINE_POINTS = 1.25
 """Of a font's size, from one line to the next."""
-STYLE: Mapping[str, Any] = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",
     "svg.hashsalt": "adaptermux",
     "svg.fonttype": "none",
@@ -48,7 +53,7 @@ def render(tree: Tree, path: Path, form: str) -> None:
         raise DecisionError("drawing needs matplotlib: pip install 'adaptermux[docs]', or take --format md") from error
     from matplotlib.figure import Figure
 
-    with rc_context(dict(STYLE)):
+    with rc_context(STYLE):
         figure = Figure(figsize=PAGE_INCHES)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
@@ -82,39 +87,66 @@ class _Box:
 
 
 def _box(tree: Tree, depth: int, arm: Arm | None, node: Node) -> _Box:
+    """A branch with one arm only is a line in the box of what lies behind it."""
+    if isinstance(node, Branch) and len(node.arms) == 1:
+        only = node.arms[0]
+        found, behind = _box(tree, depth, only, only.then), label(tree, arm, node)
+        line = f"{behind.title} {only.label}: {only.because}"
+        own = tuple(one for one in found.text.lines if one != only.because)
+        return replace(found, text=Label(behind.arm, found.text.title, (*own, line, *behind.lines)))
     children = [_box(tree, depth + 1, inner, inner.then) for inner in node.arms] if isinstance(node, Branch) else []
     return _Box(node, depth, label(tree, arm, node), children)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where columns begin, how wide they are, and each box's lines and height, for one size of letters."""
+
+    font: float
+    lefts: list[float]
+    widths: list[float]
+    lines: dict[int, list[tuple[str, str]]]
+    heights: dict[int, float]
+
+    @staticmethod
+    def of(boxes: list[_Box], font: float) -> _Layout:
+        columns = range(1 + max(box.depth for box in boxes))
+        texts = [[line for box in boxes if box.depth == depth for line in box.text.all()] for depth in columns]
+        shares = [min(1.0, max(NARROWEST, max(map(len, found)) / FULL_LETTERS)) for found in texts]
+        unit = (PAGE_INCHES[0] - 2 * MARGIN_INCHES) / sum(shares)
+        lefts = [MARGIN_INCHES + unit * sum(shares[:depth]) for depth in columns]
+        widths = [unit * share - GAP_INCHES for share in shares]
+        lines = {id(box): _wrapped(box, widths[box.depth], font) for box in boxes}
+        heights = {key: len(found) * font * LINE_POINTS / 72 + PADDING_INCHES for key, found in lines.items()}
+        return _Layout(font, lefts, widths, lines, heights)
+
+
 def _draw(axes: Axes, tree: Tree) -> None:
     root = _box(tree, 0, None, tree.root)
-    columns = 1 + max(box.depth for box in root.all())
-    width = (PAGE_INCHES[0] - 2 * MARGIN_INCHES) / columns
-    top, bottom = PAGE_INCHES[1] - 0.75, 0.55
-    leaves = list(root.leaves())
-    font = 6.2
-    lines = {id(box): _wrapped(box, width * (1 - GAP), font) for box in root.all()}
-    heights = {id(box): len(lines[id(box)]) * font * LINE_POINTS / 72 + 0.08 for box in root.all()}
-    needed = sum(heights[id(leaf)] + 0.06 for leaf in leaves)
-    if needed > top - bottom:  # more than a page: smaller letters
-        font *= (top - bottom) / needed
-        lines = {id(box): _wrapped(box, width * (1 - GAP), font) for box in root.all()}
-        heights = {id(box): len(lines[id(box)]) * font * LINE_POINTS / 72 + 0.06 for box in root.all()}
-        needed = sum(heights[id(leaf)] + 0.06 for leaf in leaves)
+    boxes, leaves = list(root.all()), list(root.leaves())
+    top, bottom = PAGE_INCHES[1] - 0.75, 0.6
+    font = LARGEST_FONT
+    while True:
+        layout = _Layout.of(boxes, font)
+        needed = sum(layout.heights[id(leaf)] + PADDING_INCHES for leaf in leaves)
+        if needed <= top - bottom or font <= SMALLEST_FONT:
+            break
+        font -= 0.2
     spare = max(0.0, (top - bottom - needed) / max(1, len(leaves)))
     y = top
     for leaf in leaves:
-        height = heights[id(leaf)]
+        height = layout.heights[id(leaf)]
         leaf.middle = y - height / 2
-        y -= height + 0.06 + spare
+        y -= height + PADDING_INCHES + spare
     _place(root)
     axes.text(MARGIN_INCHES, PAGE_INCHES[1] - 0.4, "Which PEFT method?", fontsize=14, weight="bold", va="center")
-    for row, line in enumerate(textwrap.wrap(note(tree), 210)):
-        axes.text(MARGIN_INCHES, 0.38 - 0.12 * row, line, fontsize=6, color="#444444", va="center")
-    for box in root.all():
-        _draw_box(axes, box, lines[id(box)], heights[id(box)], width, font)
+    for row, line in enumerate(textwrap.wrap(note(tree), 190)):
+        axes.text(MARGIN_INCHES, 0.42 - 0.12 * row, line, fontsize=6.5, color="#444444", va="center")
+    for box in boxes:
         for child in box.children:
-            _connect(axes, box, child, width)
+            _connect(axes, box, child, layout)
+    for box in boxes:
+        _draw_box(axes, box, layout)
 
 
 def _place(box: _Box) -> None:
@@ -126,41 +158,50 @@ def _place(box: _Box) -> None:
 
 def _wrapped(box: _Box, inches: float, font: float) -> list[tuple[str, str]]:
     """Lines with their kind: the arm, the title, what stands beneath."""
-    letters = max(12, int(inches * 72 / (font * 0.56)))
-    found = [("arm", line) for line in textwrap.wrap(box.text.arm, letters)]
-    found += [("title", line) for line in textwrap.wrap(box.text.title, letters)]
-    return found + [("line", one) for text in box.text.lines if text for one in textwrap.wrap(text, letters)]
+    inside = (inches - PADDING_INCHES) * 72 / font  # in letters' heights
+    plain, bold = max(10, int(inside / 0.58)), max(10, int(inside / 0.66))
+    found = [("arm", line) for line in textwrap.wrap(box.text.arm, plain)]
+    found += [("title", line) for line in textwrap.wrap(box.text.title, bold)]
+    return found + [("line", one) for text in box.text.lines if text for one in textwrap.wrap(text, plain)]
 
 
-def _draw_box(axes: Axes, box: _Box, lines: list[tuple[str, str]], height: float, width: float, font: float) -> None:
+def _draw_box(axes: Axes, box: _Box, layout: _Layout) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     fill, edge = FILLS[type(box.node)]
-    left = MARGIN_INCHES + box.depth * width
-    dashes = "-" if isinstance(box.node, Branch | Shortlist) else (0, (3, 2))
+    left, width, height = layout.lefts[box.depth], layout.widths[box.depth], layout.heights[id(box)]
     axes.add_patch(
         FancyBboxPatch(
-            (left, box.middle - height / 2), width * (1 - GAP), height,
-            boxstyle="round,pad=0,rounding_size=0.05", facecolor=fill, edgecolor=edge, linewidth=0.7, linestyle=dashes,
+            (left, box.middle - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.05",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=0.7,
+            linestyle="-" if isinstance(box.node, Branch | Shortlist) else (0, (3, 2)),
         )
-    )  # fmt: skip
-    step = font * LINE_POINTS / 72
-    y = box.middle + len(lines) * step / 2 - step / 2
+    )
+    lines = layout.lines[id(box)]
+    step = layout.font * LINE_POINTS / 72
+    y = box.middle + (len(lines) - 1) * step / 2
     for kind, line in lines:
-        weight, style = ("bold", "normal") if kind == "title" else ("normal", "italic" if kind == "arm" else "normal")
-        colour = edge if kind == "arm" else "#1c1f24"
-        axes.text(left + 0.05, y, line, fontsize=font, weight=weight, style=style, color=colour, va="center")
+        axes.text(
+            left + PADDING_INCHES / 2,
+            y,
+            line,
+            fontsize=layout.font,
+            weight="bold" if kind == "title" else "normal",
+            style="italic" if kind == "arm" else "normal",
+            color=edge if kind == "arm" else "#1c1f24",
+            va="center",
+        )
         y -= step
 
 
-def _connect(axes: Axes, box: _Box, child: _Box, width: float) -> None:
-    start = MARGIN_INCHES + (box.depth + 1 - GAP) * width
-    end = MARGIN_INCHES + child.depth * width
+def _connect(axes: Axes, box: _Box, child: _Box, layout: _Layout) -> None:
+    start = layout.lefts[box.depth] + layout.widths[box.depth]
+    end = layout.lefts[child.depth]
     middle = (start + end) / 2
-    axes.plot(
-        [start, middle, middle, end],
-        [box.middle, box.middle, child.middle, child.middle],
-        color="#5b6470",
-        linewidth=0.7,
-        solid_joinstyle="round",
-    )
+    corners = [start, middle, middle, end], [box.middle, box.middle, child.middle, child.middle]
+    axes.plot(*corners, color="#5b6470", linewidth=0.7, solid_joinstyle="round")

@@ -19,6 +19,9 @@ class Label:
     title: str
     lines: tuple[str, ...]
 
+    def all(self) -> tuple[str, ...]:
+        return self.arm, self.title, *self.lines
+
 
 def label(tree: Tree, arm: Arm | None, node: Node) -> Label:
     """Of one node."""
@@ -56,8 +59,8 @@ def note(tree: Tree) -> str:
     serving = tree.serving("cpu", Question(task_type="-", train_rows=1).shape.id)
     price = money(tree.prices.cpu_per_hour, tree.prices.currency)
     return (
-        f"Of the candidates that are shown to be within {100 * MARGIN:g} point of the best, the cheapest that meets the "
-        f"limits of latency, rate and memory. Accuracy: {runs} final runs on {tree.evidence.about.base} (commits "
+        f"Of the candidates that are shown to be within {100 * MARGIN:g} point of the best, the cheapest that meets "
+        f"the limits of latency, rate and memory. Accuracy: {runs} final runs on {tree.evidence.about.base} (commits "
         f"{', '.join(commits) or 'none'}). Rates: the highest of a replica, on {serving.machine or 'no machine'}. "
         f"Prices are examples: {price} an hour of CPU."
     )

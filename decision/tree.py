@@ -75,6 +75,8 @@ class Unmeasured:
     command: str
 
 
+LINEAR_ASKS = "Is a linear model good enough?"
+"""One on words, or on the frozen base's embeddings; what decides first."""
 Node = Branch | Shortlist | Published | Unmeasured
 
 
@@ -179,9 +181,9 @@ class Tree:
         for is_enough, stretches in groups:
             start, end = stretches[0].start, stretches[-1].end
             then = self._by_stretch(task_type, stretches)
-            label = f"{'yes' if is_enough else 'no'}, with {_rows(start, end)}"
+            label = ("yes" if is_enough else "no") + (f", with {_rows(start, end)}" if len(groups) > 1 else "")
             arms.append(self._arm(quality, label, then, start, end, _linear_because(quality, start)))
-        return Branch("Is a linear model, on words or on the frozen base, good enough?", "train_rows", tuple(arms))
+        return Branch(LINEAR_ASKS, "train_rows", tuple(arms))
 
     def _by_stretch(self, task_type: str, stretches: Sequence[Stretch]) -> Node:
         ends = [Shortlist(task_type, one.names) for one in stretches]
