@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decision.answer import money, percent, size
+from decision.base_shape import bases
 from decision.comparison import MARGIN
 from decision.literature import chapters
 from decision.question import Question
@@ -56,7 +57,7 @@ def note(tree: Tree) -> str:
     """What the drawing as a whole rests on."""
     runs = len(tree.evidence.qualities)
     commits = sorted({row.provenance.commit for row in tree.evidence.qualities})
-    serving = tree.serving("cpu", Question(task_type="-", train_rows=1).shape.id)
+    serving = tree.serving("cpu", bases()[tree.evidence.about.base].id)
     price = money(tree.prices.cpu_per_hour, tree.prices.currency)
     return (
         f"Of the candidates that are shown to be within {100 * MARGIN:g} point of the best, the cheapest that meets "
