@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from decision.command import make_parser as make_decide_parser
 from docs import generate
 from loadtest.command import make_parser as make_loadtest_parser
 from server.command import parse as parse_serve
@@ -102,7 +103,11 @@ def test_commands_in_the_documents_parse(line: str) -> None:
     if name == "adaptermux-serve":
         parse_serve(arguments)
     else:
-        parsers = {"adaptermux-train": make_train_parser, "adaptermux-loadtest": make_loadtest_parser}
+        parsers = {
+            "adaptermux-train": make_train_parser,
+            "adaptermux-loadtest": make_loadtest_parser,
+            "adaptermux-decide": make_decide_parser,
+        }
         parsers[name]().parse_args(arguments)
 
 

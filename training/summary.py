@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from decision.bootstrap import (
     RESAMPLES,
     Interval,
-    crossed_interval,
     interquartile_mean,
     probability_of_improvement,
-    resample_items,
 )
 from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, holm, non_inferiority, sign_flip_p
+from decision.measured_cell import MeasuredCell, measure
 from decision.outcomes import expected_best, has_collapsed, steps_to_share
-from decision.rows import BASELINES, MAJORITY, QualityRow, TrialRow
+from decision.rows import BASELINES, MAJORITY, QualityRow, RowsError, TrialRow
 from server.errors import DataError
 
 Row = QualityRow | TrialRow
@@ -192,26 +191,17 @@ def _cell(
     place: Place, runs: Sequence[QualityRow], trials: Sequence[TrialRow], reference: str | None, resamples: int
 ) -> Cell:
     task, train_rows = place
-    for seed, found in _grouped(runs, lambda run: run.seed).items():
-        if len({run.data_sha256 for run in found if run.data_sha256 is not None}) > 1:
-            raise DataError(
-                f"the runs on `{task}` with {train_rows} rows and seed {seed} saw different data (`data_sha256` "
-                "differs), so they cannot be compared; leave out the file of one of them"
-            )
-    if len({run.predictions.truth_sha256 for run in runs}) > 1:
-        raise DataError(
-            f"the runs on `{task}` with {train_rows} rows were measured on different test texts (`truth_sha256` "
-            "differs), so they cannot be compared; leave out the file of one of them"
-        )
-    runs = sorted(runs, key=lambda run: (run.candidate, run.seed))
-    hits = np.stack([run.predictions.right() for run in runs])  # [runs, items]
-    measured = _Measured(runs, hits, resample_items(hits, resamples))
+    try:
+        measured = measure(runs, resamples)
+    except RowsError as error:
+        raise DataError(str(error)) from error
+    runs = measured.runs
     by_candidate = _grouped(runs, lambda run: run.candidate)
     accuracies = {name: measured.accuracy(name) for name in by_candidate}
     if reference is None:
         reference = _best(by_candidate, accuracies)
     compared = [name for name in by_candidate if name != reference] if reference in by_candidate else []
-    comparisons = measured.compare_all(compared, reference)
+    comparisons = _compare_all(measured, compared, reference)
     majority = {run.seed: run.test_accuracy for run in runs if run.method == MAJORITY}
     tried = _grouped(trials, lambda row: row.candidate)
     standings = [
@@ -223,56 +213,33 @@ def _cell(
         train_rows=train_rows,
         num_runs=len(runs),
         seeds=tuple(sorted({run.seed for run in runs})),
-        num_test_rows=hits.shape[1],
+        num_test_rows=measured.hits.shape[1],
         reference=reference if reference in by_candidate else None,
         standings=tuple(sorted(standings, key=lambda found: (found.adapter_bytes, found.candidate))),
         tunings=tuple(_tuning(found) for _, found in sorted(tried.items())),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """All runs of a cell. hits [runs, items]; drawn [runs, resamples]: their means over items that were drawn."""
-
-    runs: Sequence[QualityRow]
-    hits: NDArray[np.bool_]
-    drawn: NDArray[np.float64]
-
-    def places(self, candidate: str) -> dict[int, int]:
-        """Where the runs of a candidate are, by seed, in order."""
-        return {run.seed: index for index, run in enumerate(self.runs) if run.candidate == candidate}
-
-    def accuracy(self, candidate: str) -> Interval:
-        chosen = list(self.places(candidate).values())
-        return crossed_interval(self.drawn[chosen], self.hits[chosen].mean(axis=1))
-
-    def compare_all(self, candidates: Sequence[str], reference: str | None) -> dict[str, Comparison]:
-        """Against the reference; those that share no seed with it are left out."""
-        if reference is None:
-            return {}
-        theirs = self.places(reference)
-        pairs = {}
-        for name in candidates:
-            own = self.places(name)
-            shared = [seed for seed in own if seed in theirs]
-            if shared:
-                pairs[name] = ([own[seed] for seed in shared], [theirs[seed] for seed in shared])
-        counts = {name: self.hits[a].sum(axis=1) - self.hits[b].sum(axis=1) for name, (a, b) in pairs.items()}
-        p_values = [sign_flip_p(count) for count in counts.values()]
-        adjusted = holm(p_values)
-        found = {}
-        for (name, (a, b)), p, holm_p in zip(pairs.items(), p_values, adjusted, strict=True):
-            by_seed = counts[name] / self.hits.shape[1]
-            difference = crossed_interval(self.drawn[a] - self.drawn[b], by_seed)
-            found[name] = Comparison(
-                num_seeds=len(a),
-                difference=difference,
-                p=p,
-                holm_p=holm_p,
-                verdict=non_inferiority(difference, MARGIN),
-                sensitivity=tuple(non_inferiority(difference, margin) for margin in SENSITIVITY_MARGINS),
-            )
-        return found
+def _compare_all(measured: MeasuredCell, candidates: Sequence[str], reference: str | None) -> dict[str, Comparison]:
+    """Against the reference; those that share no seed with it are left out."""
+    if reference is None:
+        return {}
+    differences = {name: measured.difference(name, reference) for name in candidates}
+    pairs = {name: measured.pairs(name, reference) for name, difference in differences.items() if difference}
+    p_values = [sign_flip_p(measured.hits[a].sum(axis=1) - measured.hits[b].sum(axis=1)) for a, b in pairs.values()]
+    compared = {}
+    for (name, (seeds, _)), p, holm_p in zip(pairs.items(), p_values, holm(p_values), strict=True):
+        difference = differences[name]
+        assert difference is not None
+        compared[name] = Comparison(
+            num_seeds=len(seeds),
+            difference=difference,
+            p=p,
+            holm_p=holm_p,
+            verdict=non_inferiority(difference, MARGIN),
+            sensitivity=tuple(non_inferiority(difference, margin) for margin in SENSITIVITY_MARGINS),
+        )
+    return compared
 
 
 def _standing(

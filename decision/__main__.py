@@ -1,0 +1,5 @@
+import sys
+
+from decision.command import main
+
+sys.exit(main())

@@ -1,0 +1,15 @@
+"""What can be wrong with what a decision is asked, or rests on; `decision.rows.RowsError` is about measurements."""
+
+from __future__ import annotations
+
+
+class DecisionError(Exception):
+    """The message says what is wrong, the value, and what would be right."""
+
+
+class QuestionError(DecisionError):
+    """A question cannot be asked like that: the caller's mistake."""
+
+
+class FactsError(DecisionError):
+    """A file that decisions rest on, of prices, bases, methods or what rows stand for, is not as it must be."""
