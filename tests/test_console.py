@@ -142,6 +142,14 @@ def ask(page: Page, text: str, *references: str) -> None:
     page.locator("#summary", has_text=re.compile("answered")).wait_for()
 
 
+def stand_still(page: Page, address: str) -> None:
+    """Open the console with a clock that moves only when it is told to."""
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)
+    page.goto(address)
+    page.wait_for_selector(".chart")
+
+
 def rows(page: Page) -> list[str]:
     return page.locator("#table tbody th > bdi:first-child").all_inner_texts()
 
@@ -386,23 +394,19 @@ def test_the_table_shows_where_an_adapter_is_what_it_stands_for_and_why_it_is_re
 
 def test_throughput_and_latency_are_drawn_from_the_metrics(running: Browser, address: str) -> None:
     with open_page(running) as page:
-        page.clock.install()
-        page.goto(address)
-        page.wait_for_selector(".chart")
+        stand_still(page, address)
         ask(page, "word1", "film-reviews", "canary")
         before = int(page.locator("tr", has_text="film-reviews").locator("td").last.inner_text().replace("–", "0"))
         with page.expect_response("**/metrics"):
             page.clock.run_for(5000)
-        page.locator("svg[aria-label^='Throughput. texts: now 0.']").wait_for()
+        page.locator("svg[aria-label^='Throughput. texts: now 0.4 /s, errors: now 0 /s']").wait_for()
         page.locator("svg[aria-label^='Latency. p50: now']").wait_for()
         assert int(page.locator("tr", has_text="film-reviews").locator("td").last.inner_text()) == before + 1
 
 
 def test_a_page_that_is_not_seen_asks_for_nothing(running: Browser, address: str) -> None:
     with open_page(running) as page:
-        page.clock.install()
-        page.goto(address)
-        page.wait_for_selector(".chart")
+        stand_still(page, address)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         show = "(hidden) => { Object.defineProperty(document, 'hidden', { configurable: true, value: hidden });" + (
@@ -417,9 +421,7 @@ def test_a_page_that_is_not_seen_asks_for_nothing(running: Browser, address: str
 
 def test_a_server_that_does_not_answer_is_told_until_it_does(running: Browser, address: str) -> None:
     with open_page(running, allowed=("ERR_INTERNET_DISCONNECTED",)) as page:
-        page.clock.install()
-        page.goto(address)
-        page.wait_for_selector(".chart")
+        stand_still(page, address)
         page.context.set_offline(True)
         page.clock.run_for(5000)
         page.locator("#trouble .notice", has_text="does not answer").wait_for()
