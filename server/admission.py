@@ -1,4 +1,4 @@
-"""Who is let in: once there are keys, nobody without one, whatever they ask for but health."""
+"""Who is let in: once there are keys, nobody without one, whatever they ask for but health and pages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from server.errors import NotAuthenticated
 from server.failures import shaped
 from server.keys import Keys
 from server.metrics import Metrics
+from server.routes.pages import is_page
 from server.trail import Trail
 
 OPEN = ("/health/", "/v2/health/")
@@ -17,8 +18,8 @@ OPEN = ("/health/", "/v2/health/")
 class Admission:
     """Middleware: says who asks, or answers 401 before anything of the request but its head is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, metrics: Metrics) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(self, app: ASGIApp, keys: Keys | None, has_pages: bool, metrics: Metrics) -> None:
+        self._app, self._keys, self._has_pages, self._metrics = app, keys, has_pages, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +39,7 @@ class Admission:
     def _caller(self, scope: Scope) -> Caller | None:
         if self._keys is None:
             return ANYBODY
-        if scope["path"].startswith(OPEN):
+        if scope["path"].startswith(OPEN) or (self._has_pages and is_page(scope["path"])):
             return NOBODY
         found = {key for name, value in scope["headers"] if (key := _key_in(name, value)) is not None}
         return self._keys.caller(found.pop()) if len(found) == 1 else None

@@ -24,6 +24,7 @@ from server.failures import answer
 from server.gate import Gate
 from server.request_limits import RequestLimits
 from server.routes import ROUTERS
+from server.routes.pages import add_pages
 from server.tracing import Traced
 from server.wire import WIRES
 
@@ -41,13 +42,15 @@ def create_app(desk: Desk, max_body_bytes: int, gate: Gate | None = None) -> Fas
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for router in (*ROUTERS, *(wire.router for wire in WIRES)):
         app.include_router(router)
+    if gate.has_pages:
+        add_pages(app)
     for kind in (AdaptermuxError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
     if gate.keys is not None:
         keys = gate.keys
         desk.metrics.watch_keys(lambda: len(keys), lambda: keys.is_fresh)
     # the last one added is the outermost
-    app.add_middleware(Admission, keys=gate.keys, metrics=desk.metrics)
+    app.add_middleware(Admission, keys=gate.keys, has_pages=gate.has_pages, metrics=desk.metrics)
     app.add_middleware(RequestLimits, max_body_bytes=max_body_bytes, read_s=gate.read_s, metrics=desk.metrics)
     if gate.cors_origins:
         app.add_middleware(

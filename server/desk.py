@@ -16,6 +16,7 @@ from server.catalog import Alias, Catalog, Record
 from server.jobs import Engine
 from server.metrics import Metrics
 from server.quotas import Quotas
+from server.residency import Tier
 from server.schemas import BaseInfo
 from server.tokenizer import Tokenizer
 from server.trail import Trail
@@ -63,6 +64,8 @@ class Desk:
     quotas: Quotas
     base: BaseInfo
     max_inputs: int
+    tier_of: Callable[[str, str], Tier | None]
+    """Where a version of an adapter is in memory."""
     changers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_CHANGERS))
 
     async def change(self, work: Callable[[*Values], Result], *values: *Values) -> Result:

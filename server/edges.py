@@ -11,16 +11,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import logs
 from server.errors import AdaptermuxError
 from server.failures import shaped
+from server.routes.pages import is_page
 from server.trail import Trail
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 STATIC = "/static-offline-docs/"
-PAGES = ("/docs", "/redoc")
+DOCUMENTS = ("/docs", "/redoc")
 SAFE = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 NO_STORE = (b"cache-control", b"no-store")
+ASK_AGAIN = (b"cache-control", b"no-cache")
 NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-# the pages' own script stands in the page; it can reach nothing but this server
+# no script stands in a page, and none can write anything but text into it
 OF_PAGES = (
+    b"content-security-policy",
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    b"require-trusted-types-for 'script'; trusted-types 'none'",
+)
+# the documents' own script stands in the page; it can reach nothing but this server
+OF_DOCUMENTS = (
     b"content-security-policy",
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
@@ -74,8 +83,10 @@ def _request_id(scope: Scope) -> str:
 
 def _headers(path: str, trail: Trail) -> list[tuple[bytes, bytes]]:
     headers = [*SAFE, (b"x-request-id", trail.request_id.encode())]
-    headers.append(OF_PAGES if path.startswith(PAGES) else NOTHING)
-    if not path.startswith(STATIC) or trail.status >= 400:  # caches keep a 404 too
+    headers.append(OF_PAGES if is_page(path) else OF_DOCUMENTS if path.startswith(DOCUMENTS) else NOTHING)
+    if is_page(path) and trail.status < 400:
+        headers.append(ASK_AGAIN)
+    elif not path.startswith(STATIC) or trail.status >= 400:  # caches keep a 404 too
         headers.append(NO_STORE)
     if trail.cards:
         total_ms = (time.perf_counter() - trail.began) * 1e3

@@ -21,6 +21,7 @@ class Gate:
     cors_origins: tuple[str, ...] = ()
     logs_access: bool = False
     tracing: Tracing | None = None
+    has_pages: bool = True
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def open_gate(settings: Settings) -> Iterator[Gate]:
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     origins = tuple(origin.strip() for origin in settings.cors_origins.split(",") if origin.strip())
     try:
-        yield Gate(keys, settings.read_s, origins, settings.access_log, tracing)
+        yield Gate(keys, settings.read_s, origins, settings.access_log, tracing, settings.pages)
     finally:
         if tracing is not None:
             tracing.close()

@@ -32,6 +32,9 @@ class HostTier:
             while self.used_bytes > self._max_bytes:
                 self.used_bytes -= self._blocks.popitem(last=False)[1].nbytes
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._blocks
+
     def kept(self) -> list[str]:
         """The keys of what is kept, the last used first."""
         with self._lock:

@@ -252,11 +252,15 @@ class AliasRequest(BaseModel):
 
 
 class VersionEntry(BaseModel):
-    """One immutable version. source: where it was fetched from; null if it lies in the adapters folder."""
+    """One immutable version. source: where it was fetched from; null if it lies in the adapters folder.
+
+    tier: where it is now: in the memory of the base model's `device`, of the `host` behind it, or on `disk` only.
+    """
 
     version: str
     method: str
     num_bytes: int
+    tier: Literal["device", "host", "disk"]
     source: str | None
     created: str
     refusal: Reason | None = None

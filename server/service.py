@@ -78,6 +78,7 @@ class Service:
             quotas=Quotas(self.metrics),
             base=_base_info(self.base),
             max_inputs=settings.max_inputs,
+            tier_of=self.store.tier_of,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
         info = self.desk.base

@@ -64,6 +64,8 @@ class Settings(BaseModel):
     """Most connections at one time; a further one is answered 503 and closed."""
     cors_origins: str = ""
     """Origins of web pages whose scripts may call this server, with commas between: `https://app.example.org`."""
+    pages: bool = True
+    """false serves no pages for people (`/`), only the API."""
     access_log: bool = False
     """true logs a line for every request: route, status, time, request id, key id and tenant."""
     otlp_endpoint: str = ""

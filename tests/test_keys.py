@@ -59,7 +59,7 @@ def client(service: Service, path: Path, clock: Clock) -> Iterator[TestClient]:
 
 
 def is_open(path: str) -> bool:
-    return path.startswith(("/health/", "/v2/health/"))
+    return path == "/" or path.startswith(("/health/", "/v2/health/", "/assets/"))
 
 
 def test_every_route_and_every_unknown_path_needs_a_key(client: TestClient) -> None:
@@ -68,7 +68,7 @@ def test_every_route_and_every_unknown_path_needs_a_key(client: TestClient) -> N
         ("GET", "/nothing"),
         ("POST", "/v1/none"),
         ("OPTIONS", "/v1/classify"),
-        ("GET", "/"),
+        ("GET", "/index.html"),
     ]
     for method, path in paths:
         response = client.request(method, path, content=b"no JSON", headers={"content-type": "application/json"})
@@ -80,8 +80,11 @@ def test_health_needs_no_key(client: TestClient) -> None:
     assert client.get("/health/ready", headers=bearer("wrong")).status_code == 200
 
 
-@pytest.mark.parametrize("asked", ["/health", "/healthy", "/x/health/live", "/HEALTH/live", "/v1/health/live"])
-def test_only_paths_of_health_are_open(client: TestClient, asked: str) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    ["/health", "/healthy", "/x/health/live", "/HEALTH/live", "/v1/health/live", "/assets", "/x/assets/style.css"],
+)
+def test_only_paths_of_health_and_pages_are_open(client: TestClient, asked: str) -> None:
     assert client.get(asked).status_code == 401
 
 
@@ -121,14 +124,14 @@ def test_a_known_key_is_let_in(client: TestClient, headers: dict[str, str]) -> N
 
 
 def test_every_route_names_its_scope(client: TestClient) -> None:
-    """A route without a scope would be open to every key; only the documents are."""
+    """A route without a scope would be open to every key; only documents and pages are."""
     without = set()
     for route in routes(client.app):
         dependant = getattr(route, "dependant", None)
         needs = [one.call for one in dependant.dependencies if isinstance(one.call, Needs)] if dependant else []
         if not needs and not is_open(route.path):
             without.add(route.path)
-    assert without == {"/openapi.json", "/static-offline-docs", "/docs", "/docs/oauth2-redirect", "/redoc"}
+    assert without == {"/openapi.json", "/static-offline-docs", "/docs", "/docs/oauth2-redirect", "/redoc", "/assets"}
 
 
 @pytest.mark.parametrize(("key", "scopes"), [(OPERATOR, SCOPES), (READER, {"classify"}), (WATCHER, {"metrics"})])

@@ -106,5 +106,5 @@ def _aim(case: Any, number: int) -> None:
         for name in (*NAMES, "X-Adapter-Id"):
             if name in place:
                 place[name] = chosen
-        if "adapters" in place and isinstance(place["adapters"], list):
+        if "adapters" in place:
             place["adapters"] = list(KNOWN)

@@ -26,6 +26,7 @@ from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
 from server.errors import AdapterDamaged, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
 from server.loaded_adapter import LoadedAdapter
+from server.residency import key_of
 from server.store import Store
 from server.weights_file import WeightsFile, read_block
 from tests.seeded import make_adapter, peft_configs
@@ -546,6 +547,22 @@ def test_a_pin_holds_a_retired_version_until_it_is_unpinned(bert_base: BaseModel
     assert store.stats().num_resident == 1
     store.unpin(key)
     assert store.stats().num_resident == 0
+
+
+def test_a_version_says_in_which_memory_it_is(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+    first, second = folders[:2]
+    store = Store(bert_base, device_bytes=max(first.weights.num_bytes, second.weights.num_bytes), host_bytes=1 << 30)
+
+    def tiers() -> list[str | None]:
+        return [store.tier_of(one.adapter_id, one.version) for one in (first, second)]
+
+    assert tiers() == [None, None]
+    store.load(first)
+    assert tiers() == ["device", None]
+    store.load(second)
+    assert tiers() == ["host", "device"]
+    store.unregister(key_of(first.adapter_id, first.version))
+    assert tiers() == [None, "device"]
 
 
 def test_a_retired_version_leaves_host_memory_too(
