@@ -14,8 +14,8 @@ from fastapi import Depends, Header, Request
 from server.callers import Caller, Scope
 from server.catalog import Alias, Catalog, Record
 from server.jobs import Engine
-from server.metrics import Metrics
-from server.quotas import Quotas
+from server.metrics import Meter
+from server.quotas import Accounts
 from server.schemas import BaseInfo
 from server.tokenizer import Tokenizer
 from server.trail import Trail
@@ -53,14 +53,17 @@ class Lifecycle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Everything in it may be used from any thread, but for the quotas: those are the event loop's."""
+    """Everything in it may be used from any thread, but for the quotas: those are the event loop's.
+
+    Engine, catalog, lifecycle, metrics and quotas are those of this process, or stand for another's (`server.remote`).
+    """
 
     engine: Engine
     catalog: Catalog
     lifecycle: Lifecycle
     tokenizer: Tokenizer
-    metrics: Metrics
-    quotas: Quotas
+    metrics: Meter
+    quotas: Accounts
     base: BaseInfo
     max_inputs: int
     changers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_CHANGERS))

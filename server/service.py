@@ -22,7 +22,7 @@ from server.ledger import Ledger
 from server.lifecycle import Lifecycle
 from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
-from server.quotas import Quotas
+from server.quotas import OwnAccounts, Quotas
 from server.schemas import BaseInfo
 from server.settings import Settings
 from server.store import Store, quarter_of_memory
@@ -43,6 +43,7 @@ class Service:
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
+        self.quotas = Quotas(self.metrics)
         self.store = Store(
             self.base,
             on_device,
@@ -75,7 +76,7 @@ class Service:
             lifecycle=self.lifecycle,
             tokenizer=_load_tokenizer(self.base),
             metrics=self.metrics,
-            quotas=Quotas(self.metrics),
+            quotas=OwnAccounts(self.quotas),
             base=_base_info(self.base),
             max_inputs=settings.max_inputs,
         )
