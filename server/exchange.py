@@ -34,9 +34,11 @@ class Exchange:
         self._lock = threading.Lock()
         self._numbers = count()
         self._pending: dict[int, Future[Any]] = {}
+        self._thread = threading.Thread(target=self._run, name="adaptermux-exchange", daemon=True)
         self._counted: deque[Counted] = deque(maxlen=MOST_COUNTED)
         self._link: Link | None = None
         self._is_up = threading.Event()
+        self._is_closed = False
 
     @property
     def is_up(self) -> bool:
@@ -44,8 +46,17 @@ class Exchange:
 
     def start(self) -> None:
         """Wait for the engine process's hello."""
-        threading.Thread(target=self._run, name="adaptermux-exchange", daemon=True).start()
+        self._thread.start()
         self._is_up.wait()
+
+    def close(self) -> None:
+        """Give up what is asked, and ask no more."""
+        self._is_closed = True
+        with self._lock:
+            link = self._link
+        if link is not None:
+            link.end()
+        self._thread.join()
 
     def call(self, name: str, *values: object) -> Future[Any]:
         """Let the engine process do something; raises EngineStopped."""
@@ -80,7 +91,7 @@ class Exchange:
             self.tell(Cancelled(number))
 
     def _run(self) -> None:
-        while True:
+        while not self._is_closed:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(self._address)

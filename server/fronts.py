@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -61,6 +61,11 @@ class Fronts:
     def start(self) -> None:
         threading.Thread(target=self._accept, name="adaptermux-fronts", daemon=True).start()
 
+    def close(self) -> None:
+        """Part with all of them."""
+        for front in self._all():
+            front.link.end()
+
     def beat(self) -> None:
         """Tell all how the engine is."""
         beat = Beat(self.desk.engine.health(), self.desk.catalog.trouble)
@@ -79,9 +84,10 @@ class Fronts:
             return list(self._fronts)
 
     def _accept(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            threading.Thread(target=self._serve, args=(connection,), name="adaptermux-front", daemon=True).start()
+        with suppress(OSError):  # that the listener is shut
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), name="adaptermux-front", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         front = Front(self, Link(connection))

@@ -43,11 +43,15 @@ class Link:
                     return
                 yield pickle.loads(frame)
 
-    def close(self) -> None:
-        """End it for both sides; what was sent last may be lost."""
-        self._outbox.put(None)
+    def end(self) -> None:
+        """End it for both sides, from any thread; what was sent last may be lost."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of it; for the thread that has read."""
+        self._outbox.put(None)
+        self.end()
         self._writer.join()
         self._connection.close()
 
@@ -59,8 +63,7 @@ class Link:
         except OSError:
             pass  # the other side is gone
         finally:
-            with suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)  # who reads must notice too
+            self.end()  # who reads must notice too
 
     def _waiting(self) -> list[Message] | None:
         """All that is to be sent, at least one; None once the link is closed."""

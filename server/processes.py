@@ -26,10 +26,10 @@ from server.settings import Settings
 
 BEAT_S = 0.25
 LOOK_S = 1.0
-EARLY_S = 60.0
-"""A process that ends sooner after its start than this is started again after a pause, which doubles each time."""
-MOST_EARLY = 6
-"""Pauses of 0, 1, 3, 7, 15 and 31 s; then we give up, and whoever started us may try elsewhere."""
+EARLY_S = 600.0
+"""A process that ends sooner than this after its start, and had before, is started again after a pause that grows."""
+PAUSES_S = (0, 1, 3, 7, 15, 31)
+"""Then we give up, and whoever started us may try elsewhere."""
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP = "stop"
@@ -45,6 +45,11 @@ class Child:
     since: float = 0.0
     due: float = 0.0
     num_early: int = 0
+
+    def pause_s(self) -> float | None:
+        """It has ended by itself: how long to wait before it is started again; None if there is no use in that."""
+        self.num_early = self.num_early + 1 if time.monotonic() - self.since < EARLY_S else 1
+        return PAUSES_S[self.num_early - 1] if self.num_early <= len(PAUSES_S) else None
 
 
 class Supervisor:
@@ -129,17 +134,17 @@ class Supervisor:
     def _bury(self, child: Child) -> int | None:
         """What becomes of a process that has ended by itself; our exit code if it is not to be started again."""
         assert child.process is not None
-        code, lived_s = child.process.exitcode or 0, time.monotonic() - child.since
+        code = child.process.exitcode or 0
         child.process.close()
         child.process = None
         if self._num_ready < len(self._fronts):
             return code if code > 0 else 1  # the start has failed, and the process has said why
-        child.num_early = child.num_early + 1 if lived_s < EARLY_S else 1
-        pause_s = 2.0 ** (child.num_early - 1) - 1
-        is_over = child.num_early > MOST_EARLY
-        logs.event("process_ended", process=child.name, code=code, again_in_s=None if is_over else pause_s)
+        pause_s = child.pause_s()
+        logs.event("process_ended", process=child.name, code=code, again_in_s=pause_s)
+        if pause_s is None:
+            return 1
         child.due = time.monotonic() + pause_s
-        return 1 if is_over else None
+        return None
 
     def _stop(self) -> int:
         """Let what is asked be answered, then end all."""
