@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 from server import logs
-from server.command import exit_code
+from server.command import BACKLOG, exit_code
 from server.settings import Settings
 
 BEAT_S = 0.25
@@ -187,23 +186,19 @@ def run_engine(settings: Settings, inner: socket.socket, listener: socket.socket
     from server.fronts import Fronts
     from server.service import Service
 
-    stop: queue.SimpleQueue[int] = queue.SimpleQueue()
+    told: list[int] = []
     with Service(settings) as service:
         fronts = Fronts(service.desk, service.metrics, service.quotas, service.base.folder, inner)
-        signal.signal(signal.SIGTERM, lambda number, _: stop.put(number))
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
         fronts.start()
-        is_stopping = False
-        while not is_stopping or len(fronts):
+        while not told or len(fronts):
             health = service.engine.health()
             if not health.alive:
                 logs.event("engine_given_up", num_texts=health.num_running, stalled=health.stalled)
                 os._exit(1)  # the forward pass may never come back, and we would wait for it
             beat.value = time.monotonic()
             fronts.beat()
-            try:
-                is_stopping = stop.get(timeout=BEAT_S) > 0
-            except queue.Empty:
-                continue
+            time.sleep(BEAT_S)
     return 0
 
 
@@ -220,7 +215,7 @@ def run_http(settings: Settings, address: Path, inner: socket.socket, listener: 
         remote = Remote(address)
         web = web_server(create_app(remote.desk(settings), settings.max_body_bytes, gate), settings)
         signal.signal(signal.SIGTERM, web.handle_exit)
-        listener.listen(web.config.backlog)
+        listener.listen(BACKLOG)
         told.send(len(remote.catalog.all()))
         web.run(sockets=[listener])
     return 0
