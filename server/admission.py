@@ -8,7 +8,7 @@ from server.callers import ANYBODY, NOBODY, Caller
 from server.errors import NotAuthenticated
 from server.failures import shaped
 from server.keys import Keys
-from server.metrics import Metrics
+from server.metrics import Meter
 from server.routes.pages import is_page
 from server.trail import Trail
 
@@ -18,7 +18,7 @@ OPEN = ("/health/", "/v2/health/")
 class Admission:
     """Middleware: says who asks, or answers 401 before anything of the request but its head is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, has_pages: bool, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, has_pages: bool, metrics: Meter) -> None:
         self._app, self._keys, self._has_pages, self._metrics = app, keys, has_pages, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -98,6 +98,7 @@ class Catalog:
     """Records by id. Any thread may call it; records never change, they are replaced, so a flip is seen whole.
 
     trouble: why the adapters folder or bucket cannot be looked at.
+    Whoever follows it is told of every change but that of `trouble`, in order, while the lock is held.
 
     `sees` says of an id whether the caller may know of it; what they may not see does not exist for them.
     """
@@ -105,16 +106,39 @@ class Catalog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
+        self._followers: list[Callable[[str, Record | None], None]] = []
         self.trouble: Refusal | None = None
 
     def put(self, record: Record) -> None:
         """Add a record or replace the one of the same id."""
         with self._lock:
             self._records[record.adapter_id] = record
+            self._tell(record.adapter_id, record)
 
     def remove(self, adapter_id: str) -> None:
         with self._lock:
             self._records.pop(adapter_id, None)
+            self._tell(adapter_id, None)
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Hold these records and no others, at once."""
+        restored = {record.adapter_id: record for record in records}
+        with self._lock:
+            self._records = restored
+
+    def follow(self, begin: Callable[[list[Record]], None], change: Callable[[str, Record | None], None]) -> None:
+        """Call `begin` with all that is known, and `change` with every id whose record changes from then on."""
+        with self._lock:
+            begin(list(self._records.values()))
+            self._followers.append(change)
+
+    def unfollow(self, change: Callable[[str, Record | None], None]) -> None:
+        with self._lock:
+            self._followers.remove(change)
+
+    def _tell(self, adapter_id: str, record: Record | None) -> None:
+        for change in self._followers:
+            change(adapter_id, record)
 
     def get(self, adapter_id: str) -> Record | None:
         return self._records.get(adapter_id)

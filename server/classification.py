@@ -131,18 +131,18 @@ async def classify(
 
     threshold: the one asked for, which only multi-label adapters have. truncate, max_tokens, side: see `Tokens`.
     """
-    check_count(visit, len(questions))
+    await check_count(visit, len(questions))
     tokens = Tokens(visit.desk.tokenizer, questions, truncate, max_tokens, side)
     return await until_left(visit, classify_tokens(visit, reference, tokens, threshold))
 
 
-def check_count(visit: Visit, num_texts: int, num_adapters: int = 1) -> None:
+async def check_count(visit: Visit, num_texts: int, num_adapters: int = 1) -> None:
     """Of every request, once: raises TooManyInputs, and QuotaExceeded."""
     most = visit.desk.max_inputs
     if num_texts * num_adapters > most:
         asked = f"{num_texts} texts" if num_adapters == 1 else f"{num_texts} texts for {num_adapters} adapters"
         raise TooManyInputs("inputs", f"`inputs` has {asked}, at most {most} are taken in one request")
-    visit.desk.quotas.count_request(visit.caller, num_texts * num_adapters)
+    await visit.desk.quotas.count_request(visit.caller, num_texts * num_adapters)
 
 
 async def until_left(visit: Visit, work: Coroutine[None, None, Result]) -> Result:
@@ -185,7 +185,7 @@ async def classify_tokens(visit: Visit, reference: str, tokens: Tokens, threshol
                 kind = card.manifest.problem_type
                 raise InvalidInput("threshold", f"`threshold` is for multi-label adapters; `{known}` is {kind}")
             try:
-                with visit.desk.quotas.in_flight(visit.caller, len(tokens)):
+                async with visit.desk.quotas.in_flight(visit.caller, len(tokens)):
                     classified = await _classify(visit, card, tokens)
                 break
             except AdapterNotFound:
@@ -212,7 +212,7 @@ async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classifi
     tokenize_s = time.perf_counter() - began
     jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, visit.deadline) for one in encoded]
     num_tokens = sum(job.num_tokens for job in jobs)
-    visit.desk.quotas.count_tokens(visit.caller, num_tokens)
+    await visit.desk.quotas.count_tokens(visit.caller, num_tokens)
     answers = await _run(visit.desk.engine, jobs)
     classified = Classified(card, answers, num_tokens, tokenize_s * 1e3)
     _note(visit, classified)

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     flags = vars(parse(sys.argv[1:] if arguments is None else arguments))
     verb = {"serve": _serve, "check": _check, "classify": _classify, "make-key": make_key}[flags.pop("verb")]
+    return exit_code(partial(verb, flags))
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Do it; what goes wrong is told in one sentence."""
     try:
-        return verb(flags)
+        return work()
     except SettingsError as error:
         print(f"adaptermux-serve: {error}", file=sys.stderr)
         return 2
@@ -197,6 +203,12 @@ def _serve(flags: dict[str, Any]) -> int:
     sys.setswitchinterval(SWITCH_S)
     settings = read_settings(flags, os.environ)
     listener = _bind(settings.host, settings.port)  # before the model is loaded: a taken port is told at once
+
+    if settings.http_processes:
+        from server.processes import Supervisor
+
+        with listener:
+            return Supervisor(settings, listener).run()
 
     import signal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol, TypeVar, TypeVarTuple
 
@@ -14,8 +14,8 @@ from fastapi import Depends, Header, Request
 from server.callers import Caller, Scope
 from server.catalog import Alias, Catalog, Record
 from server.jobs import Engine
-from server.metrics import Metrics
-from server.quotas import Quotas
+from server.metrics import Meter
+from server.quotas import Accounts
 from server.residency import Tier
 from server.schemas import BaseInfo
 from server.tokenizer import Tokenizer
@@ -54,18 +54,21 @@ class Lifecycle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Everything in it may be used from any thread, but for the quotas: those are the event loop's."""
+    """Everything in it may be used from any thread, but for the quotas: those are the event loop's.
+
+    Engine, catalog, lifecycle, metrics and quotas are those of this process, or stand for another's (`server.remote`).
+    """
 
     engine: Engine
     catalog: Catalog
     lifecycle: Lifecycle
     tokenizer: Tokenizer
-    metrics: Metrics
-    quotas: Quotas
+    metrics: Meter
+    quotas: Accounts
     base: BaseInfo
     max_inputs: int
-    tier_of: Callable[[str, str], Tier | None]
-    """Where a version of an adapter is in memory."""
+    tiers: Callable[[], Awaitable[Mapping[str, Tier]]]
+    """Where versions are in memory, by `server.residency.key_of`; the others are on disk."""
     changers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_CHANGERS))
 
     async def change(self, work: Callable[[*Values], Result], *values: *Values) -> Result:

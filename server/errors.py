@@ -72,6 +72,10 @@ class AdaptermuxError(Exception):
     retry_after_s: int | None = None
     """After how many seconds the same request may succeed."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Made again in another process as it is, whatever its class is made of."""
+        return _again, (type(self), self.args, self.__dict__)
+
 
 class SettingsError(AdaptermuxError):
     code = "settings_error"
@@ -322,3 +326,9 @@ class OutOfMemory(ServiceError):
 
 class ForwardFailed(ServiceError):
     code = "forward_failed"
+
+
+def _again(kind: type[AdaptermuxError], args: tuple[object, ...], state: dict[str, object]) -> AdaptermuxError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

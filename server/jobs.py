@@ -46,12 +46,19 @@ class EngineHealth:
     """alive: the engine thread runs, and its forward pass comes back in time (else stalled).
 
     num_waiting: jobs that are queued and not yet started. num_running: those of the batch that runs.
+    recovers: an engine that is not alive is started again without anybody's help.
     """
 
     alive: bool
     num_waiting: int
     num_running: int = 0
     stalled: bool = False
+    recovers: bool = False
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether the server must be restarted."""
+        return not (self.alive or self.recovers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.jobs import BatchReport, EngineHealth
 from server.residency import Resident, StoreStats
@@ -20,8 +21,33 @@ MOST_LABELS = 32
 """Labels of one adapter that are counted under their own name; what an adapter predicts beyond them shares `other`."""
 
 
+class Meter(Protocol):
+    """What the HTTP side counts, wherever the metrics are kept. Any thread may count."""
+
+    def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
+        """Count a request; adapter_id is the id of a known adapter, or empty. seconds: None if it never got started."""
+
+    def texts_classified(self, num_texts: int, num_tokens: int, tokenize_s: float, queue_s: float) -> None:
+        """Count the texts of a request."""
+
+    def predicted(self, adapter_id: str, labels: Iterable[str]) -> None:
+        """Count what texts were classified as, so that a shift of an adapter's answers can be seen."""
+
+    def refused(self, code: str) -> None:
+        """Count a request that no route has seen."""
+
+    def tenant_classified(self, tenant: str, num_texts: int, num_tokens: int) -> None:
+        """Count the texts of a tenant's request."""
+
+    def watch_keys(self, count: Callable[[], float], is_fresh: Callable[[], float]) -> None:
+        """Read the keys' number and state at every scrape."""
+
+    async def text(self) -> bytes:
+        """What Prometheus is given."""
+
+
 class Metrics:
-    """The metrics of one server, in a registry of their own. prometheus-client makes every call thread-safe.
+    """`Meter`: the metrics of one server, in a registry of their own. prometheus-client makes every call thread-safe.
 
     The first `top_adapters` adapters get a label of their own, later ones share `other`.
     """
@@ -81,7 +107,6 @@ class Metrics:
         )  # fmt: skip
 
     def request_answered(self, adapter_id: str, code: str, seconds: float | None = None) -> None:
-        """Count a request; adapter_id is the id of a known adapter, or empty. seconds: None if it never got started."""
         label = self._label(adapter_id)
         self._requests.labels(label, code).inc()
         if seconds is not None:
@@ -94,7 +119,6 @@ class Metrics:
         self._queue_s.observe(queue_s)
 
     def refused(self, code: str) -> None:
-        """Count a request that no route has seen."""
         self._refused.labels(code).inc()
 
     def tenant_classified(self, tenant: str, num_texts: int, num_tokens: int) -> None:
@@ -106,7 +130,6 @@ class Metrics:
         self._tenant_refused.labels(_capped(tenant, self._tenants, MOST_TENANTS)).inc()
 
     def predicted(self, adapter_id: str, labels: Iterable[str]) -> None:
-        """Count what texts were classified as, so that a shift of an adapter's answers can be seen."""
         adapter = self._label(adapter_id)
         named = self._labels.setdefault(adapter, set())
         for label in labels:
@@ -148,8 +171,10 @@ class Metrics:
         """The label of an adapter that has one: an adapter gets it when it is asked for, not for being in memory."""
         return adapter_id if adapter_id in self._named else OTHER
 
+    async def text(self) -> bytes:
+        return generate_latest(self.registry)
+
     def watch_keys(self, count: Callable[[], float], is_fresh: Callable[[], float]) -> None:
-        """Read the keys' number and state at every scrape."""
         self._keys.set_function(count)
         self._keys_fresh.set_function(is_fresh)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Protocol
 
 from server.callers import Caller, Limits
 from server.errors import QuotaExceeded, TooManyInputs
@@ -16,23 +18,39 @@ MINUTE_S = 60.0
 ROUNDING = 1e-6
 
 
+class Accounts(Protocol):
+    """What the routes ask of `Quotas`, wherever they are kept. The event loop alone calls it."""
+
+    async def count_request(self, caller: Caller, num_texts: int) -> None:
+        """Take one request and its texts from the tenant's account, or nothing; raises QuotaExceeded."""
+
+    async def count_tokens(self, caller: Caller, num_tokens: int) -> None:
+        """Take tokens from the tenant's account; raises QuotaExceeded."""
+
+    def in_flight(self, caller: Caller, num_texts: int) -> AbstractAsyncContextManager[None]:
+        """While texts are classified; raises QuotaExceeded if there would be too many, TooManyInputs if always."""
+
+
 class Quotas:
-    """The tenants' accounts of one server; each replica has its own. The event loop alone calls it."""
+    """The tenants' accounts of one server; each replica has its own. Any thread may call it."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics, self._clock = metrics, clock
+        self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
         self._in_flight: Counter[str] = Counter()
 
     def count_request(self, caller: Caller, num_texts: int) -> None:
         """Take one request and its texts from the tenant's account, or nothing; raises QuotaExceeded."""
-        if (account := self._account(caller)) is not None:
-            self._take(caller, (account.requests, 1), (account.texts, num_texts))
+        with self._lock:
+            if (account := self._account(caller)) is not None:
+                self._take(caller, (account.requests, 1), (account.texts, num_texts))
 
     def count_tokens(self, caller: Caller, num_tokens: int) -> None:
         """Take tokens from the tenant's account; raises QuotaExceeded."""
-        if (account := self._account(caller)) is not None:
-            self._take(caller, (account.tokens, num_tokens))
+        with self._lock:
+            if (account := self._account(caller)) is not None:
+                self._take(caller, (account.tokens, num_tokens))
 
     @contextmanager
     def in_flight(self, caller: Caller, num_texts: int) -> Iterator[None]:
@@ -44,14 +62,16 @@ class Quotas:
         if most is not None and num_texts > most:  # no waiting helps
             self._metrics.tenant_refused(tenant)
             raise TooManyInputs("inputs", f"`inputs` has {num_texts} texts; tenant `{tenant}` may have {most}")
-        if most is not None and self._in_flight[tenant] + num_texts > most:
-            flying = self._in_flight[tenant]
-            self._refuse(caller, f"may have {most} texts in flight, not {flying} and {num_texts} more", 1)
-        self._in_flight[tenant] += num_texts
+        with self._lock:
+            if most is not None and self._in_flight[tenant] + num_texts > most:
+                flying = self._in_flight[tenant]
+                self._refuse(caller, f"may have {most} texts in flight, not {flying} and {num_texts} more", 1)
+            self._in_flight[tenant] += num_texts
         try:
             yield
         finally:
-            self._in_flight[tenant] -= num_texts
+            with self._lock:
+                self._in_flight[tenant] -= num_texts
 
     def _account(self, caller: Caller) -> _Account | None:
         if caller.tenant is None:
@@ -75,6 +95,24 @@ class Quotas:
         self._metrics.tenant_refused(caller.tenant or "")
         after = max(1, retry_after_s)
         raise QuotaExceeded(f"tenant `{caller.tenant}` {reason}; ask again in {after} s", after)
+
+
+class OwnAccounts:
+    """`Accounts` that are kept in this process."""
+
+    def __init__(self, quotas: Quotas) -> None:
+        self._quotas = quotas
+
+    async def count_request(self, caller: Caller, num_texts: int) -> None:
+        self._quotas.count_request(caller, num_texts)
+
+    async def count_tokens(self, caller: Caller, num_tokens: int) -> None:
+        self._quotas.count_tokens(caller, num_tokens)
+
+    @asynccontextmanager
+    async def in_flight(self, caller: Caller, num_texts: int) -> AsyncIterator[None]:
+        with self._quotas.in_flight(caller, num_texts):
+            yield
 
 
 class _Bucket:

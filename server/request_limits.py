@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, BodyTooSlow, HeadTooLarge, RequestError, UnsupportedMediaType
 from server.failures import shaped
-from server.metrics import Metrics
+from server.metrics import Meter
 from server.routes import batch
 
 MAX_HEADERS = 100
@@ -24,7 +24,7 @@ class RequestLimits:
     for each part that the server is ready to read: it limits its lines itself.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, read_s: float, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, read_s: float, metrics: Meter) -> None:
         self._app, self._max_body_bytes, self._read_s, self._metrics = app, max_body_bytes, read_s, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,8 @@ from server.ledger import Ledger
 from server.lifecycle import Lifecycle
 from server.loaded_adapter import LoadedAdapter
 from server.metrics import Metrics
-from server.quotas import Quotas
+from server.quotas import OwnAccounts, Quotas
+from server.residency import Tier
 from server.schemas import BaseInfo
 from server.settings import Settings
 from server.store import Store, quarter_of_memory
@@ -43,6 +44,7 @@ class Service:
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
+        self.quotas = Quotas(self.metrics)
         self.store = Store(
             self.base,
             on_device,
@@ -75,10 +77,10 @@ class Service:
             lifecycle=self.lifecycle,
             tokenizer=_load_tokenizer(self.base),
             metrics=self.metrics,
-            quotas=Quotas(self.metrics),
+            quotas=OwnAccounts(self.quotas),
             base=_base_info(self.base),
             max_inputs=settings.max_inputs,
-            tier_of=self.store.tier_of,
+            tiers=self._tiers,
         )
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
         info = self.desk.base
@@ -101,6 +103,9 @@ class Service:
         self.engine.close()
         self.store.close()
         self.lifecycle.close()
+
+    async def _tiers(self) -> dict[str, Tier]:
+        return self.store.tiers()
 
     def _register_adapters(self) -> None:
         """Make what was fetched before, and what lies in the folder, known. What is refused stops nothing else."""

@@ -70,6 +70,8 @@ class Settings(BaseModel):
     """true logs a line for every request: route, status, time, request id, key id and tenant."""
     otlp_endpoint: str = ""
     """OpenTelemetry collector that gets a span for every request: `http://collector:4318`; needs the extra `otel`."""
+    http_processes: int = Field(0, ge=0, le=64)
+    """Processes of their own for the HTTP side, beside one for the engine; 0 does all in one process."""
     drain_s: int = Field(30, ge=0)
     """Seconds that requests in flight are given when the server is told to stop."""
     max_batch_tokens: int = Field(8192, ge=1)

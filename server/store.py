@@ -208,14 +208,9 @@ class Store:
             in_host = [self._entries[key] for key in self._host.kept() if key in self._entries and key not in held]
             return [entry.resident("device") for entry in on_device] + [entry.resident("host") for entry in in_host]
 
-    def tier_of(self, adapter_id: str, version: str) -> Tier | None:
-        """Where a version is in memory; None where it would be loaded from its file."""
-        key = key_of(adapter_id, version)
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None and entry.adapter is not None:
-                return "device"
-            return "host" if entry is not None and key in self._host else None
+    def tiers(self) -> dict[str, Tier]:
+        """Where versions are in memory, by their keys; the others would be loaded from their files."""
+        return {resident.key: resident.tier for resident in self.residents()}
 
     def close(self) -> None:
         """Load nothing more; whoever waits for an adapter is told."""

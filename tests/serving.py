@@ -97,8 +97,8 @@ def listening(app: ASGIApp, settings: Settings) -> Iterator[tuple[str, int]]:
             thread.join(LIMIT_S)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
+def until(holds: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < deadline, "it never came to hold"
         time.sleep(0.005)

@@ -21,7 +21,8 @@ HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
     "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
-    "edges", "request_limits", "connections", "gate", "tracing",
+    "edges", "request_limits", "connections", "gate", "tracing", "messages", "link", "exchange", "remote", "fronts",
+    "processes",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
 

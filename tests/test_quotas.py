@@ -21,7 +21,7 @@ from server.errors import QuotaExceeded, TooManyInputs
 from server.gate import Gate
 from server.keys import CHECK_EVERY_S, Keys
 from server.metrics import Metrics
-from server.quotas import Quotas
+from server.quotas import OwnAccounts, Quotas
 from server.service import Service
 from tests.serving import Clock, bearer, entry, make_adapters, settings_for, until, write_keys
 
@@ -184,7 +184,7 @@ def write_limits(path: Path, **acme: int) -> Path:
 
 @pytest.fixture
 def client(service: Service, keys: Keys, clock: Clock) -> Iterator[TestClient]:
-    desk = replace(service.desk, quotas=Quotas(service.desk.metrics, clock))
+    desk = replace(service.desk, quotas=OwnAccounts(Quotas(service.metrics, clock)))
     with TestClient(create_app(desk, 100_000, Gate(keys))) as client:
         yield client
 

@@ -554,7 +554,7 @@ def test_a_version_says_in_which_memory_it_is(bert_base: BaseModel, folders: lis
     store = Store(bert_base, device_bytes=max(first.weights.num_bytes, second.weights.num_bytes), host_bytes=1 << 30)
 
     def tiers() -> list[str | None]:
-        return [store.tier_of(one.adapter_id, one.version) for one in (first, second)]
+        return [store.tiers().get(key_of(one.adapter_id, one.version)) for one in (first, second)]
 
     assert tiers() == [None, None]
     store.load(first)

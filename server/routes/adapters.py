@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from server.catalog import AdapterCard, Record, Refusal, Target
-from server.desk import Desk, InVisit, Needs, Visit
+from server.desk import InVisit, Needs, Visit
 from server.errors import AdapterForbidden, InvalidInput, SourceForbidden
 from server.manifest import ADAPTER_ID
+from server.residency import Tier, key_of
 from server.routes.responses import ALWAYS, WITH_BODY, problems
 from server.schemas import (
     AdapterEntry,
@@ -40,7 +42,8 @@ async def list_adapters(
 ) -> AdapterList:
     """All adapters you may use, those that were refused included."""
     catalog = visit.desk.catalog
-    adapters = [entry(record, visit.desk) for record in catalog.all(visit.caller.sees, tag)]
+    tiers = await visit.desk.tiers()
+    adapters = [entry(record, tiers) for record in catalog.all(visit.caller.sees, tag)]
     trouble = catalog.trouble if visit.caller.tenant is None else None  # it names the folder or bucket
     return AdapterList(adapters=adapters, trouble=_reason(trouble))
 
@@ -48,7 +51,7 @@ async def list_adapters(
 @router.get("/v1/adapters/{adapter_id}", dependencies=READING, responses=problems(s404="No such adapter"))
 async def show_adapter(adapter_id: AdapterId, visit: InVisit) -> AdapterEntry:
     """One adapter and its versions."""
-    return entry(visit.desk.catalog.find(adapter_id, visit.caller.sees), visit.desk)
+    return entry(visit.desk.catalog.find(adapter_id, visit.caller.sees), await visit.desk.tiers())
 
 
 @router.put("/v1/adapters/{adapter_id}", dependencies=CHANGING, responses=CHANGED | WITH_BODY)
@@ -64,7 +67,7 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     record = await visit.desk.change(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
-    return entry(record, visit.desk)
+    return entry(record, await visit.desk.tiers())
 
 
 @router.delete("/v1/adapters/{reference}", status_code=204, dependencies=CHANGING, responses=CHANGED)
@@ -95,17 +98,17 @@ async def put_alias(adapter_id: AdapterId, body: AliasRequest, visit: InVisit) -
     else:
         alias = tuple(Target(share.version, share.weight) for share in body.shares())
         record = await visit.desk.change(visit.desk.lifecycle.set_alias, adapter_id, alias)
-    return entry(record, visit.desk)
+    return entry(record, await visit.desk.tiers())
 
 
-def entry(record: Record, desk: Desk) -> AdapterEntry:
+def entry(record: Record, tiers: Mapping[str, Tier]) -> AdapterEntry:
     """An adapter as it is listed. What describes a version describes the one with the largest share."""
     card = record.current
     refusal = record.refusal or (card.refusal if card is not None else None)
     listed = AdapterEntry(
         adapter_id=record.adapter_id,
         status=record.status,
-        versions=[_version(card, desk) for card in record.versions.values()],
+        versions=[_version(card, tiers) for card in record.versions.values()],
         alias=[VersionShare(version=target.version, weight=target.weight) for target in record.alias],
         tags=list(record.tags),
         pinned=record.is_pinned,
@@ -132,12 +135,12 @@ def entry(record: Record, desk: Desk) -> AdapterEntry:
     )
 
 
-def _version(card: AdapterCard, desk: Desk) -> VersionEntry:
+def _version(card: AdapterCard, tiers: Mapping[str, Tier]) -> VersionEntry:
     return VersionEntry(
         version=card.version,
         method=card.manifest.method,
         num_bytes=card.num_bytes,
-        tier=desk.tier_of(card.adapter_id, card.version) or "disk",
+        tier=tiers.get(key_of(card.adapter_id, card.version), "disk"),
         source=card.source,
         created=card.created,
         refusal=_reason(card.refusal),

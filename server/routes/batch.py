@@ -179,7 +179,7 @@ async def _answer(visit: Visit, line: _Line) -> bytes:
         body = _parse(line)
         request_id = body.id
         questions = [Question(field, one.text, one.text_pair) for field, one in body.texts()]
-        await _patiently(partial(_count, visit, len(questions)))
+        await _patiently(partial(classification.check_count, visit, len(questions)))
         tokens = Tokens(visit.desk.tokenizer, questions, body.truncate)
         asking = partial(classification.classify_tokens, visit, body.adapter_id, tokens, body.threshold)
         classified = await _patiently(asking)
@@ -215,10 +215,6 @@ def _parse(line: _Line) -> BatchLine:
         return BatchLine.model_validate(record)
     except ValidationError as error:
         raise invalid_input(error.errors(include_url=False)) from error
-
-
-async def _count(visit: Visit, num_texts: int) -> None:
-    classification.check_count(visit, num_texts)
 
 
 async def _patiently(attempt: Callable[[], Awaitable[Result]]) -> Result:

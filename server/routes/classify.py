@@ -55,7 +55,7 @@ async def fan_out(body: FanoutRequest, visit: InVisit) -> FanoutResponse:
     """
     references = _references(visit, body.adapters)
     questions = [Question(field, one.text, one.text_pair) for field, one in body.texts()]
-    classification.check_count(visit, len(questions), len(references))
+    await classification.check_count(visit, len(questions), len(references))
     tokens = Tokens(visit.desk.tokenizer, questions, body.truncate)
 
     async def one(reference: str) -> ClassifyResponse | FanoutFailure:

@@ -88,16 +88,18 @@ async def show_server() -> ServerMetadata:
 
 @router.get("/v2/health/live", operation_id="v2_live", responses={503: {"model": Live}})
 async def live(request: Request, response: Response) -> Live:
-    """Whether the engine works."""
-    is_alive = request.app.state.desk.engine.health().alive
-    response.status_code = 200 if is_alive else 503
-    return Live(live=is_alive)
+    """Whether the engine works, or is being started again."""
+    is_well = not request.app.state.desk.engine.health().needs_help
+    response.status_code = 200 if is_well else 503
+    return Live(live=is_well)
 
 
 @router.get("/v2/health/ready", operation_id="v2_ready", responses={503: {"model": Ready}})
 async def ready(request: Request, response: Response) -> Ready:
     """Whether requests are answered."""
-    return Ready(ready=(await live(request, response)).live)
+    is_alive = request.app.state.desk.engine.health().alive
+    response.status_code = 200 if is_alive else 503
+    return Ready(ready=is_alive)
 
 
 @router.get(
