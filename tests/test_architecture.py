@@ -21,9 +21,9 @@ HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
     "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
-    "edges", "request_limits", "connections", "gate", "tracing",
+    "edges", "request_limits", "connections", "gate", "tracing", "adapter_list",
 )  # fmt: skip
-COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
+COMPOSITION = ("service", "lifecycle", "follower", "check", "base_fetch", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {
