@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
+from docs.sizing import sizing_table
 from loadtest import scenario
 from server import errors
 from server.description import describe
@@ -47,6 +48,7 @@ def refreshed(text: str) -> str:
         "key_file": key_file_table,
         "routes": routes_part,
         "scenarios": scenarios_table,
+        "sizing": sizing_table,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 

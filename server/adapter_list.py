@@ -29,7 +29,7 @@ class ListContent(BaseModel):
     version: Literal[1] = Field(alias="schema")
     """Of this format."""
     adapters: dict[Name, Source]
-    """Source of each adapter by its id: s3://bucket/prefix, gs://bucket/prefix, hf:org/name@revision or file:/folder."""
+    """Source of each adapter by its id: s3://bucket/prefix, gs://bucket/prefix, hf:org/name@revision or file:/path."""
 
 
 class ListRoot:
