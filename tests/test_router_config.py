@@ -1,7 +1,8 @@
 """The routers send an adapter to one replica, however it is named, and ask twice only where that is safe.
 
 HAProxy runs with the configuration that the chart renders, Envoy with the variant beside it; replicas are small
-listeners that say who they are.
+listeners that say who they are. What is beyond a replica's share goes elsewhere, and with so little traffic that is two
+requests at a time: so the share is a large one here.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def free_port() -> int:
 
 
 def haproxy_text(replicas: list[Replica], port: int) -> str:
-    text = router_config({"replicas": NUM_REPLICAS})
+    text = router_config({"replicas": NUM_REPLICAS, "router": {"balancePercent": 1000}})
     text = text.replace("bind :8080", f"bind 127.0.0.1:{port}").replace("bind :8404", f"bind 127.0.0.1:{free_port()}")
     text = text.replace(" resolvers cluster init-addr none", "")
     for number, replica in enumerate(replicas):
@@ -140,6 +141,7 @@ def envoy_text(replicas: list[Replica], port: int) -> str:
         "socket_address": {"address": "127.0.0.1", "port_value": port}
     }
     [cluster] = config["static_resources"]["clusters"]
+    cluster["common_lb_config"]["consistent_hashing_lb_config"]["hash_balance_factor"] = 1000
     cluster["load_assignment"]["endpoints"] = [
         {"lb_endpoints": [
             {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": replica.port}}}}

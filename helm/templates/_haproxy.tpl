@@ -27,6 +27,7 @@ defaults
   option redispatch 1
   retries 2
   timeout connect 2s
+  timeout check 5s
   timeout client {{ $router.timeoutS }}s
   timeout server {{ $router.timeoutS }}s
   timeout queue 10s
@@ -51,8 +52,8 @@ frontend api
   http-request set-var(txn.adapter) path,field(4,/),field(1,:),url_dec,field(1,@) if { path_beg /v1/models/ }
   http-request set-var(txn.adapter) path,field(3,/),url_dec,field(1,@) if { path_beg /models/ } or { path_beg /tei/ }
   http-request set-var(txn.adapter) req.hdr(x-adapter-id),field(1,@) if !{ var(txn.adapter) -m found } { req.hdr(x-adapter-id) -m found }
-  acl names_in_body path /v1/classify /classify
-  http-request wait-for-body time 10s if METH_POST names_in_body !{ var(txn.adapter) -m found }
+  # whole, as far as it fits: to find the adapter, and since only what is there as a whole can be sent again
+  http-request wait-for-body time 30s if METH_POST !is_stream !is_change
   http-request set-var(txn.adapter) req.body,json_query('$.adapter_id'),field(1,@) if METH_POST { path /v1/classify } !{ var(txn.adapter) -m found }
   http-request set-var(txn.adapter) req.body,json_query('$.model'),field(1,@) if METH_POST { path /classify } !{ var(txn.adapter) -m found }
 
@@ -70,7 +71,7 @@ backend replicas
   retry-on conn-failure empty-response
   http-request set-timeout server 1h if { path /v1/classify/batch }
   http-request disable-l7-retry if !{ var(txn.is_safe) -m bool }
-  default-server check inter 1s fastinter 500ms fall 2 rise 2 weight 100 resolvers cluster init-addr none
+  default-server check inter 1s fastinter 500ms fall 3 rise 2 weight 100 resolvers cluster init-addr none
   # by number: a replica that comes back takes the adapters that it had, whatever its address
   {{- range $number := until (int (include "adaptermux.mostReplicas" .)) }}
   server replica-{{ $number }} {{ $name }}-{{ $number }}.{{ $name }}-pods.{{ $.Release.Namespace }}.svc.{{ $router.clusterDomain }}:8000
