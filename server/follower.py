@@ -10,14 +10,13 @@ import traceback
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 
 from server import logs
 from server.adapter_files import Look
 from server.catalog import Catalog, Refusal
 from server.errors import AdaptermuxError, SettingsError
 from server.lifecycle import Lifecycle
-from server.watch import Watch, open_root
+from server.watch import FolderRoot, Watch, open_root
 
 NUM_FETCHERS = 8
 MOST_LOOKS = 64
@@ -34,7 +33,7 @@ class Follower:
     def __init__(self, root: str, lifecycle: Lifecycle, catalog: Catalog, every_s: float) -> None:
         self._text, self._lifecycle, self._catalog, self._every_s = root, lifecycle, catalog, every_s
         self._root = open_root(root)
-        self._folder = None if "://" in root else Path(root)
+        self._folder = self._root.path if isinstance(self._root, FolderRoot) else None
         if self._folder is not None and not self._folder.is_dir():
             raise SettingsError(f"--adapters: `{root}` is no folder")
         self._watch: Watch | None = None
@@ -102,7 +101,8 @@ class Follower:
 
     def _fetch(self, item: tuple[str, Look]) -> bool:
         name, look = item
-        source = f"{self._text.rstrip('/')}/{name}"
+        source = self._root.source(name)
+        assert source is not None, "only folders are served as they lie; this is a bug"
         return self._stopping.is_set() or self._lifecycle.follow_source(name, source, _digest(look))
 
     def _note(self, name: str, was_done: bool) -> None:

@@ -186,7 +186,9 @@ class Lifecycle:
             if record.followed is not None and not (card and _is_put(card, record)):
                 left = _without(left, [record.followed])
             alias = tuple(target for target in record.alias if target.version in left.versions)
-            if not alias and left.versions:
+            if not alias and record.seen is not None:
+                left = Record(name)  # its other versions came from there too: they were kept for a rollback only
+            elif not alias and left.versions:
                 alias = (Target(_newest(left)),)
             self._change(replace(left, alias=alias) if left.versions or left.lost else Record(name))
         logs.event("adapter_gone", adapter_id=name)

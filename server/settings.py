@@ -29,7 +29,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     adapters: Annotated[str, BeforeValidator(os.fspath)]
-    """Folder, s3://bucket/prefix or gs://bucket/prefix whose folders are the adapters, each served under its name."""
+    """Folder, s3://bucket/prefix or gs://... of adapter folders, or a .json file that lists adapters and sources."""
     look_s: float = Field(5, ge=0)
     """Seconds between two looks at it for adapters that came, changed or went; 0 looks at the start only."""
     source_root: str = ""
@@ -134,8 +134,8 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
         first = error.errors(include_url=False)[0]
         shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
         raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
-    if "://" in settings.adapters and not settings.state:
-        raise SettingsError("--state is missing: adapters of a bucket are fetched into that folder")
+    if ("://" in settings.adapters or settings.adapters.endswith(".json")) and not settings.state:
+        raise SettingsError("--state is missing: adapters of a bucket or a list are fetched into that folder")
     most_inputs = min(settings.max_waiting, settings.max_waiting * 7 // 8 + 1)  # what one adapter may have in the line
     if settings.max_inputs > most_inputs:
         raise SettingsError(

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from server import adapter_files
 from server.adapter_files import ADAPTER_FILES, Look
+from server.adapter_list import SUFFIX, ListRoot
 from server.bucket import Bucket
 from server.errors import AdaptermuxError, SourceUnreachable
 from server.sources import is_bucket, parse_bucket_url
@@ -39,11 +40,14 @@ class Root(Protocol):
     def listing(self) -> Listing:
         """Look at every adapter. Raises AdaptermuxError where the root cannot be looked at, or is not the root."""
 
+    def source(self, name: str) -> str | None:
+        """Where an adapter of the last listing is to be fetched from; None where it is served as it lies."""
+
 
 def open_root(text: str) -> Root:
-    """The root that a path, or `s3://bucket/prefix` or `gs://bucket/prefix`, names. Raises AdaptermuxError."""
+    """The root that a folder, a `.json` file, or `s3://bucket/prefix` or `gs://...` names. Raises AdaptermuxError."""
     if not is_bucket(text):
-        return FolderRoot(Path(text))
+        return ListRoot(Path(text)) if text.endswith(SUFFIX) else FolderRoot(Path(text))
     scheme, bucket, prefix = parse_bucket_url(text)
     return BucketRoot(Bucket(scheme, bucket), prefix)
 
@@ -72,6 +76,9 @@ class FolderRoot:
         self._identity, self._held_some = identity, bool(found)
         return found
 
+    def source(self, name: str) -> str | None:
+        return None
+
 
 class BucketRoot:
     """A prefix of a bucket, with an adapter below each of its parts. Owned by the thread that asks it for listings."""
@@ -88,6 +95,9 @@ class BucketRoot:
             raise SourceUnreachable(f"`{self.bucket.url}/{self.prefix}` held adapters and holds nothing any more")
         self._held_some = bool(found)
         return found
+
+    def source(self, name: str) -> str | None:
+        return f"{self.bucket.url}/{self.prefix}/{name}" if self.prefix else f"{self.bucket.url}/{name}"
 
 
 class Watch:

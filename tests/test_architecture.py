@@ -22,9 +22,9 @@ HTTP_SIDE = (
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
     "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
     "edges", "request_limits", "connections", "gate", "tracing", "messages", "link", "exchange", "remote", "fronts",
-    "processes",
+    "processes", "adapter_list",
 )  # fmt: skip
-COMPOSITION = ("service", "lifecycle", "follower", "check", "demo", "__main__")
+COMPOSITION = ("service", "lifecycle", "follower", "check", "base_fetch", "demo", "__main__")
 
 # What one package may import of another
 ALLOWED = {

@@ -53,16 +53,9 @@ def start(served: Path, made: Path, bert_base: BaseModel) -> Start:
 
     @contextmanager
     def start(**more: Any) -> Iterator[tuple[Service, TestClient]]:
-        settings = Settings(
-            adapters=served,
-            base=str(bert_base.folder),
-            device="cpu",
-            dtype="float32",
-            threads=1,
-            source_root=str(made),
-            look_s=0,
-            **more,
-        )
+        given: dict[str, Any] = {"adapters": served, "source_root": str(made), "look_s": 0} | more
+        fixed: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
+        settings = Settings(base=str(bert_base.folder), **given, **fixed)
         with Service(settings) as service, TestClient(create_app(service.desk, 100_000)) as client:
             yield service, client
 
@@ -682,3 +675,28 @@ def test_slow_sources_keep_no_text_waiting(start: Start, made: Path, monkeypatch
 def pool_answer(client: TestClient) -> str:
     with ThreadPoolExecutor(1) as pool:
         return str(pool.submit(ask, client, "topics").result(20)["version"])
+
+
+def test_a_file_that_lists_adapters_is_followed(start: Start, made: Path, served: Path, tmp_path: Path) -> None:
+    def write(**sources: str) -> None:
+        (served / "new").write_text(json.dumps({"schema": 1, "adapters": sources}))
+        (served / "new").rename(served / "adapters.json")
+
+    write(one=f"file:{made / 'v0'}")
+    listed: dict[str, Any] = {"adapters": str(served / "adapters.json"), "state": str(tmp_path / "state")}
+    with start(**listed) as (service, client):
+        first = ask(client, "one")["version"]  # before anybody is answered
+        write(one=f"file:{made / 'v1'}", two=f"file:{made / 'v2'}", three=f"file:{made / 'none'}")
+        look(service)
+        assert ask(client, "one")["version"] != first
+        assert ask(client, "two")["method"] == "head"
+        assert client.get("/v1/adapters/three").json()["refusal"]["code"] == "source_not_found"
+        (served / "adapters.json").write_text('{"schema": 1, "adapters": {"no/name": "s3://b/x"}}')
+        look(service)
+        assert "adapters.no/name" in client.get("/v1/adapters").json()["trouble"]["reason"]
+        ask(client, "two")  # what is wrong with the list takes nothing away
+        write(two=f"file:{made / 'v2'}")
+        look(service)
+        ask(client, "one", status=404)
+    with start(**listed) as (_, client):
+        ask(client, "two")

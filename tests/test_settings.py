@@ -49,7 +49,8 @@ def test_every_setting_has_a_help_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["server", "server serve", "server check", "server classify", "training", "training run"]
+    "verb",
+    ["server", "server serve", "server check", "server fetch-base", "server classify", "training", "training run"],
 )
 def test_help_comes_at_once_and_ends_with_an_example(verb: str) -> None:
     command = verb.split()[0]

@@ -205,6 +205,9 @@ class Played:
             raise SourceUnreachable("no")
         return listing
 
+    def source(self, name: str) -> str | None:
+        return None
+
 
 @given(st.lists(st.none() | LISTINGS, max_size=8), LISTINGS, st.booleans())
 def test_whatever_was_seen_the_reports_lead_to_what_is_there(
