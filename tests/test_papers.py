@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from benchmarks import material
+from decision.literature import chapters
 from docs import figures, footprints, generate, papers, published
 from docs.footprints import CANDIDATES, SHAPES, Candidate, Shape
 from server.methods import methods
@@ -100,6 +101,12 @@ def test_every_reference_is_there_and_every_entry_is_cited(paper: Path) -> None:
     entries = (paper.parent / bibliography[1]).read_text(encoding="utf-8") if bibliography else ""
     keys = re.findall(r"^@\w+\{(\w+),$", entries, re.MULTILINE)
     assert sorted(keys) == sorted(cited)
+
+
+def test_what_the_decision_says_from_literature_is_in_the_bibliography() -> None:
+    keys = re.findall(r"^@\w+\{(\w+),$", (DOCS / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = {key for chapter in chapters().values() for reason in chapter.reasons for key in reason.sources}
+    assert cited <= set(keys)
 
 
 def test_every_entry_says_who_what_when_and_where() -> None:
