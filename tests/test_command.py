@@ -136,7 +136,7 @@ def test_a_server_that_is_killed_finds_its_versions_and_aliases_again(
                 ]
                 shares = [{"version": version, "weight": 1 + index} for index, version in enumerate(versions)]
                 before = _send(url, "PUT", "/v1/adapters/topics/alias", {"versions": shares})
-            assert _send(url, "GET", "/v1/adapters/topics") == before
+            assert _lasting(_send(url, "GET", "/v1/adapters/topics")) == _lasting(before)
             for share in before["alias"]:
                 body = {"adapter_id": f"topics@{share['version']}", "inputs": "word1"}
                 assert _send(url, "POST", "/v1/classify", body)["version"] == share["version"]
@@ -157,6 +157,11 @@ def test_a_server_that_is_killed_finds_its_versions_and_aliases_again(
             for version in kept["versions"]:
                 place = tmp_path / "served" / ".adaptermux" / "versions" / adapter_id / version
                 assert (place / "adapter_model.safetensors").exists()
+
+
+def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
+    """Of an adapter's entry, all but where its versions are in memory just now."""
+    return entry | {"versions": [{**version, "tier": None} for version in entry["versions"]]}
 
 
 def _send(url: str, method: str, path: str, body: object = None) -> dict[str, Any]:
