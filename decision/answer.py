@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from decision.bootstrap import Interval
 from decision.comparison import Verdict as QualityVerdict
+from decision.cost import Cost
+from decision.fit import Gap
 from decision.question import Question
 
 Verdict = Literal["use", "literature", "undecided", "infeasible"]
@@ -74,24 +76,6 @@ class Step(_Record):
     basis: tuple[Basis, ...] = ()
 
 
-class Missing(_Record):
-    """What the evidence does not say, and the command that would measure it."""
-
-    what: str
-    command: str
-
-
-class Spending(_Record):
-    """Of the examples of prices, or of the user's own."""
-
-    replicas: int
-    utilisation: float
-    per_month: float
-    per_million_requests: float
-    per_adapter_month: float
-    currency: str
-
-
 class Option(_Record):
     """One candidate, as it stands to this question."""
 
@@ -113,7 +97,7 @@ class Option(_Record):
     p95_ms: float | None
     """At that rate."""
     dtype: str | None
-    cost: Spending | None
+    cost: Cost | None
 
 
 class Answer(_Record):
@@ -133,7 +117,7 @@ class Answer(_Record):
     options: tuple[Option, ...]
     path: tuple[Step, ...]
     basis: tuple[Basis, ...]
-    missing: tuple[Missing, ...]
+    missing: tuple[Gap, ...]
 
     def text(self) -> str:
         """For a terminal."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from decision.answer import (
     Answer,
     Basis,
     Confidence,
-    Missing,
     Option,
     PublishedBasis,
     QualityBasis,
     ServingBasis,
     Share,
-    Spending,
     Step,
     Verdict,
     points,
@@ -168,7 +166,7 @@ def conclude_unmeasured(question: Question, path: Sequence[Step], what: str, com
         options=(),
         path=tuple(path),
         basis=(),
-        missing=(Missing(what=what, command=command),),
+        missing=(Gap(what, command),),
     )
 
 
@@ -306,7 +304,7 @@ def _option(candidate: Candidate, found: Fit, standing: Standing | None) -> Opti
         texts_per_s=None if capacity is None else capacity.texts_per_s,
         p95_ms=None if capacity is None else capacity.p95_ms,
         dtype=None if capacity is None else capacity.point.dtype,
-        cost=None if found.cost is None else Spending(**asdict(found.cost)),
+        cost=found.cost,
     )
 
 
@@ -330,8 +328,8 @@ def _serving_basis(sources: Iterable[Source]) -> list[Basis]:
     ]
 
 
-def _once(gaps: Iterable[Gap]) -> tuple[Missing, ...]:
-    return tuple(Missing(what=gap.what, command=gap.command) for gap in dict.fromkeys(gaps))
+def _once(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
+    return tuple(dict.fromkeys(gaps))
 
 
 def _sizes(quality: TaskQuality) -> str:

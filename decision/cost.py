@@ -41,6 +41,8 @@ class Prices(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
+    """By the examples of prices, or by the user's own."""
+
     replicas: int
     utilisation: float
     """Of what a replica takes within the limits."""

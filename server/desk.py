@@ -67,8 +67,8 @@ class Desk:
     quotas: Accounts
     base: BaseInfo
     max_inputs: int
-    tiers: Callable[[], Awaitable[Mapping[str, Tier]]]
-    """Where versions are in memory, by `server.residency.key_of`; the others are on disk."""
+    tiers: Callable[[Sequence[str]], Awaitable[Mapping[str, Tier]]]
+    """Which versions are in memory, and where, by `server.residency.key_of`; the others are on disk."""
     changers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(NUM_CHANGERS))
 
     async def change(self, work: Callable[[*Values], Result], *values: *Values) -> Result:

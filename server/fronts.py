@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -54,7 +54,7 @@ class Fronts:
         desk: Desk,
         metrics: Metrics,
         quotas: Quotas,
-        tiers: Callable[[], Mapping[str, Tier]],
+        tiers: Callable[[Sequence[str]], Mapping[str, Tier]],
         folder: Path,
         listener: socket.socket,
     ) -> None:

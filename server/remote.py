@@ -48,9 +48,9 @@ class Remote:
             tiers=self._tiers,
         )
 
-    async def _tiers(self) -> Mapping[str, Tier]:
+    async def _tiers(self, keys: Sequence[str]) -> Mapping[str, Tier]:
         try:
-            tiers: Mapping[str, Tier] = await asyncio.wrap_future(self.exchange.call("tiers"))
+            tiers: Mapping[str, Tier] = await asyncio.wrap_future(self.exchange.call("tiers", keys))
         except EngineStopped:
             return {}  # it begins with none
         return tiers

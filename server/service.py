@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -104,8 +105,8 @@ class Service:
         self.store.close()
         self.lifecycle.close()
 
-    async def _tiers(self) -> dict[str, Tier]:
-        return self.store.tiers()
+    async def _tiers(self, keys: Sequence[str]) -> dict[str, Tier]:
+        return self.store.tiers(keys)
 
     def _register_adapters(self) -> None:
         """Make what was fetched before, and what lies in the folder, known. What is refused stops nothing else."""

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from server.adapter_list import SUFFIX as LIST_SUFFIX
 from server.errors import SettingsError
 
 STATE_FOLDER = ".adaptermux"
@@ -134,7 +135,7 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
         first = error.errors(include_url=False)[0]
         shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
         raise SettingsError(f"{sources[str(first['loc'][0])]}: {first['msg']}{shown}") from error
-    if ("://" in settings.adapters or settings.adapters.endswith(".json")) and not settings.state:
+    if ("://" in settings.adapters or settings.adapters.endswith(LIST_SUFFIX)) and not settings.state:
         raise SettingsError("--state is missing: adapters of a bucket or a list are fetched into that folder")
     most_inputs = min(settings.max_waiting, settings.max_waiting * 7 // 8 + 1)  # what one adapter may have in the line
     if settings.max_inputs > most_inputs:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -208,9 +208,12 @@ class Store:
             in_host = [self._entries[key] for key in self._host.kept() if key in self._entries and key not in held]
             return [entry.resident("device") for entry in on_device] + [entry.resident("host") for entry in in_host]
 
-    def tiers(self) -> dict[str, Tier]:
-        """Where versions are in memory, by their keys; the others would be loaded from their files."""
-        return {resident.key: resident.tier for resident in self.residents()}
+    def tiers(self, keys: Sequence[str]) -> dict[str, Tier]:
+        """Which of these versions are in memory, and where; the others would be loaded from their files."""
+        with self._lock:
+            known = [self._entries[key] for key in keys if key in self._entries]
+            held = [entry for entry in known if entry.adapter is not None or entry.key in self._host]
+            return {entry.key: "host" if entry.adapter is None else "device" for entry in held}
 
     def close(self) -> None:
         """Load nothing more; whoever waits for an adapter is told."""

@@ -553,8 +553,10 @@ def test_a_version_says_in_which_memory_it_is(bert_base: BaseModel, folders: lis
     first, second = folders[:2]
     store = Store(bert_base, device_bytes=max(first.weights.num_bytes, second.weights.num_bytes), host_bytes=1 << 30)
 
+    keys = [key_of(one.adapter_id, one.version) for one in (first, second)]
+
     def tiers() -> list[str | None]:
-        return [store.tiers().get(key_of(one.adapter_id, one.version)) for one in (first, second)]
+        return [store.tiers(keys).get(key) for key in keys]
 
     assert tiers() == [None, None]
     store.load(first)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from server.catalog import AdapterCard, Record, Refusal, Target
-from server.desk import InVisit, Needs, Visit
+from server.desk import Desk, InVisit, Needs, Visit
 from server.errors import AdapterForbidden, InvalidInput, SourceForbidden
 from server.manifest import ADAPTER_ID
 from server.residency import Tier, key_of
@@ -42,8 +42,7 @@ async def list_adapters(
 ) -> AdapterList:
     """All adapters you may use, those that were refused included."""
     catalog = visit.desk.catalog
-    tiers = await visit.desk.tiers()
-    adapters = [entry(record, tiers) for record in catalog.all(visit.caller.sees, tag)]
+    adapters = await _entries(catalog.all(visit.caller.sees, tag), visit.desk)
     trouble = catalog.trouble if visit.caller.tenant is None else None  # it names the folder or bucket
     return AdapterList(adapters=adapters, trouble=_reason(trouble))
 
@@ -51,7 +50,7 @@ async def list_adapters(
 @router.get("/v1/adapters/{adapter_id}", dependencies=READING, responses=problems(s404="No such adapter"))
 async def show_adapter(adapter_id: AdapterId, visit: InVisit) -> AdapterEntry:
     """One adapter and its versions."""
-    return entry(visit.desk.catalog.find(adapter_id, visit.caller.sees), await visit.desk.tiers())
+    return await entry(visit.desk.catalog.find(adapter_id, visit.caller.sees), visit.desk)
 
 
 @router.put("/v1/adapters/{adapter_id}", dependencies=CHANGING, responses=CHANGED | WITH_BODY)
@@ -67,7 +66,7 @@ async def put_adapter(adapter_id: AdapterId, body: PutAdapterRequest, visit: InV
     record = await visit.desk.change(
         visit.desk.lifecycle.put, adapter_id, body.source, body.tags, body.pinned, body.activate
     )
-    return entry(record, await visit.desk.tiers())
+    return await entry(record, visit.desk)
 
 
 @router.delete("/v1/adapters/{reference}", status_code=204, dependencies=CHANGING, responses=CHANGED)
@@ -98,11 +97,24 @@ async def put_alias(adapter_id: AdapterId, body: AliasRequest, visit: InVisit) -
     else:
         alias = tuple(Target(share.version, share.weight) for share in body.shares())
         record = await visit.desk.change(visit.desk.lifecycle.set_alias, adapter_id, alias)
-    return entry(record, await visit.desk.tiers())
+    return await entry(record, visit.desk)
 
 
-def entry(record: Record, tiers: Mapping[str, Tier]) -> AdapterEntry:
-    """An adapter as it is listed. What describes a version describes the one with the largest share."""
+async def entry(record: Record, desk: Desk) -> AdapterEntry:
+    """An adapter as it is listed."""
+    [found] = await _entries([record], desk)
+    return found
+
+
+async def _entries(records: Sequence[Record], desk: Desk) -> list[AdapterEntry]:
+    """Adapters as they are listed, all with one look at where their versions are."""
+    cards = (card for record in records for card in record.versions.values())
+    tiers = await desk.tiers([key_of(card.adapter_id, card.version) for card in cards])
+    return [_entry(record, tiers) for record in records]
+
+
+def _entry(record: Record, tiers: Mapping[str, Tier]) -> AdapterEntry:
+    """What describes a version describes the one with the largest share."""
     card = record.current
     refusal = record.refusal or (card.refusal if card is not None else None)
     listed = AdapterEntry(
