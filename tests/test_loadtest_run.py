@@ -68,13 +68,13 @@ def stalled(running: Service, workload: Workload, folder: Path) -> Measured:
 
 
 def test_a_stall_of_the_server_shows_in_an_open_loop(running: Service, tmp_path: Path) -> None:
-    rate_per_s = 20
+    rate_per_s = 50
     measured = stalled(running, Workload(num_hot=8, rate_per_s=rate_per_s, texts=SHORT), tmp_path)
     sent = measured.samples.between(measured.start_s, measured.end_s)
     found = sent.spread("latency_ms")
     assert sent.errors() == {}
     assert found is not None
-    assert found.p99 >= STALL_S * 1e3 * 0.8
+    assert found.p99 >= STALL_S * 1e3 * 0.5  # of 200 requests some 12 are later than that, and three have to be
     late = int((sent.records["latency_ms"] > 100).sum())
     assert late >= rate_per_s * (STALL_S - 0.1) * 0.5, (
         "every request that was due meanwhile had to wait, not one of each client"
