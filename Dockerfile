@@ -69,7 +69,8 @@ LABEL org.opencontainers.image.title="adaptermux" \
 COPY --from=build-server /opt/adaptermux /opt/adaptermux
 ENV ADAPTERMUX_ADAPTERS=/adapters \
     ADAPTERMUX_STATE=/state \
-    ADAPTERMUX_HOST=0.0.0.0
+    ADAPTERMUX_HOST=0.0.0.0 \
+    PYTORCH_ALLOC_CONF=expandable_segments:True
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('ADAPTERMUX_PORT', '8000') + '/health/live', timeout=4)"]

@@ -32,8 +32,9 @@ class ThreadEngine:
     """`server.jobs.Engine` on a thread of this process.
 
     The forward pass belongs to the engine thread. A batch that raises is split (`server.retries`), what really fails is
-    answered with the error, and the thread goes on. The engine is unhealthy once the thread has ended, or while one
-    pass takes longer than stall_s (0: however long). on_batch is called on the engine thread after every batch.
+    answered with the error, and the thread goes on. The engine is unhealthy once the thread has ended or the device has
+    failed, or while one pass takes longer than stall_s (0: however long). on_batch is called on the engine thread after
+    every batch.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ThreadEngine:
         self._store = store
         self._line = WaitingLine(max_waiting, max_wait_s, clock)
         self._budget = BatchBudget(max_batch_tokens, batch_ms / 1e3)
-        self._retries = Retries(self._pass, forward.free_memory)
+        self._retries = Retries(self._pass, forward.free_memory, store.memory)
         self._on_batch = on_batch
         self._stall_s, self._clock = stall_s, clock
         self._running: list[Waiting] = []
@@ -66,6 +67,8 @@ class ThreadEngine:
     def submit(self, job: Job) -> Future[Answer]:
         if self._is_stalled():
             raise EngineStopped("the engine's forward pass does not come back; restart the server")
+        if self._store.has_lost_device:
+            raise EngineStopped("the device has failed; restart the server")
         answer, since = Future[Answer](), self._clock()
         self._line.enter(job)
         try:
@@ -97,7 +100,7 @@ class ThreadEngine:
     def health(self) -> EngineHealth:
         stalled = self._is_stalled()
         return EngineHealth(
-            alive=self._thread.is_alive() and not stalled,
+            alive=self._thread.is_alive() and not stalled and not self._store.has_lost_device,
             num_waiting=len(self._line),
             num_running=len(self._running),
             stalled=stalled,
@@ -125,6 +128,7 @@ class ThreadEngine:
 
     def _run(self) -> None:
         try:
+            self._store.memory.enter()
             while self._step():
                 pass
         finally:

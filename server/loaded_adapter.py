@@ -46,8 +46,7 @@ class LoadedAdapter:
 
 
 def place(folder: AdapterFolder, key: str, block: Tensor, base: BaseModel) -> LoadedAdapter:
-    """Bring a file's bytes to the base's device and let the method make its rows from views of them."""
-    block = block.to(base.device)
+    """Let the method make its rows from views of a file's bytes, which are on the base's device already."""
     by_site: dict[str, dict[str, Tensor]] = {}
     for (site, role), spec in folder.tensors.items():
         by_site.setdefault(site, {})[role] = spec.view(block)

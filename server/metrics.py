@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -86,6 +86,10 @@ class Metrics:
             "adaptermux_build_info", "What this server is made of; always 1",
             ["version", "torch", "base", "family", "dtype", "device"], registry=self.registry,
         )  # fmt: skip
+        self._memory = Gauge(
+            "adaptermux_device_memory_bytes", "Memory of the base model's device, by what it is for", ["part"],
+            registry=self.registry,
+        )  # fmt: skip
         self._state = StateCollector(self._known_label)
         self.registry.register(self._state)
         self._refused = Counter(
@@ -153,6 +157,11 @@ class Metrics:
     def describe(self, version: str, torch: str, base: str, family: str, dtype: str, device: str) -> None:
         """Say what the server is made of."""
         self._build.labels(version, torch, base, family, dtype, device).set(1)
+
+    def memory_shared_out(self, parts: Mapping[str, int]) -> None:
+        """Say what the memory of the device is for."""
+        for part, num_bytes in parts.items():
+            self._memory.labels(part).set(num_bytes)
 
     def watch_adapters(self, count: Callable[[str], float], statuses: Iterable[str]) -> None:
         """Count the adapters of each status at every scrape."""

@@ -6,18 +6,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from server import logs
 from server.batching import Waiting
+from server.device_memory import DeviceMemory, HostMemory, has_failed, is_lack_of_memory
 from server.errors import EngineStopped, ForwardFailed, OutOfMemory, ServiceError
 from server.forward import Work
 
 MOST_FAILURES = 32
 """Passes of a batch that may raise, other than for memory, before what is left is tried once and not split again."""
 MOST_SUSPECTS = 64
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,17 @@ class Retries:
 
     Where memory is short, down to one text. Any other error is an adapter's (its texts share its weights): down to one
     adapter, which is kept apart from the others from then on, until it is answered again. run is the forward pass;
-    free_memory is called before a try that follows a lack of memory.
+    free_memory is called before a try that follows a lack of memory; memory is asked whether a device that has raised
+    still works.
     """
 
-    def __init__(self, run: Callable[[Sequence[Work]], list[Tensor]], free_memory: Callable[[], None]) -> None:
-        self._forward, self._free_memory = run, free_memory
+    def __init__(
+        self,
+        run: Callable[[Sequence[Work]], list[Tensor]],
+        free_memory: Callable[[], None],
+        memory: DeviceMemory | None = None,
+    ) -> None:
+        self._forward, self._free_memory, self._memory = run, free_memory, memory or HostMemory()
         self._suspects: set[str] = set()
 
     def run(self, batch: Sequence[Waiting]) -> Outcome:
@@ -99,14 +104,14 @@ class Retries:
         try:
             return self._forward([(waiting.job, waiting.adapter) for waiting in part])
         except Exception as error:
-            if _is_lack_of_memory(error):
+            if is_lack_of_memory(error):
                 return OutOfMemory(
                     f"a text of {part[0].num_tokens} tokens does not fit into the memory that is free; "
                     "retry later, or send a shorter one"
                 )
             if is_first_failure:
                 logs.event("batch_failed", num_texts=len(part), trace=traceback.format_exception(error))
-            if isinstance(error, torch.AcceleratorError):
+            if has_failed(self._memory, error):
                 raise EngineStopped("the device has failed; restart the server") from None
             return ForwardFailed(f"the forward pass failed with {type(error).__name__}; the server goes on")
 
@@ -131,10 +136,3 @@ def _middle(part: Sequence[Waiting], is_short: bool) -> int | None:
         if is_short or part[index - 1].adapter.key != part[index].adapter.key:
             cuts[index] = abs(half - before)
     return min(cuts, key=cuts.__getitem__, default=None)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may go well; torch raises plain RuntimeErrors for host memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
-    )

@@ -12,9 +12,10 @@ import torch
 
 from server import __version__, logs
 from server.adapter_folder import AdapterFolder
-from server.base_model import BaseModel
+from server.base_model import BaseModel, choose_device
 from server.catalog import STATUSES, Catalog
 from server.desk import Desk
+from server.device_memory import HostMemory, is_lack_of_memory, memory_of
 from server.engine import ThreadEngine
 from server.errors import AdapterRefused, BaseModelError
 from server.follower import Follower
@@ -22,6 +23,7 @@ from server.forward import Forward, load_base
 from server.ledger import Ledger
 from server.lifecycle import Lifecycle
 from server.loaded_adapter import LoadedAdapter
+from server.memory_budget import MemoryBudget, share_out
 from server.metrics import Metrics
 from server.quotas import OwnAccounts, Quotas
 from server.residency import Tier
@@ -40,18 +42,27 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         began = time.monotonic()
         torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
-        self.base = load_base(settings.base, settings.device, settings.dtype)
-        on_device = settings.adapter_bytes or quarter_of_memory(self.base.device)
+        self.memory = memory_of(choose_device(settings.device))
+        self.memory.enter()
+        try:
+            self.base = load_base(settings.base, settings.device, settings.dtype)
+            forward = Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto")
+            budget = self._share_out(forward, settings)
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            raise BaseModelError(f"base model `{settings.base}` does not fit into the memory that is free") from error
         in_host = settings.host_adapter_bytes or quarter_of_memory(torch.device("cpu"))
         self.catalog = Catalog()
         self.metrics = Metrics(settings.metrics_top_adapters)
         self.quotas = Quotas(self.metrics)
         self.store = Store(
             self.base,
-            on_device,
-            in_host if self.base.device.type == "cuda" else 0,
+            budget.adapter_bytes,
+            0 if isinstance(self.memory, HostMemory) else in_host,
             self._on_failed,
             self.metrics.adapter_loaded,
+            self.memory,
         )
         self.lifecycle = Lifecycle(
             self.base,
@@ -63,10 +74,10 @@ class Service:
         )
         self.follower = Follower(settings.adapters, self.lifecycle, self.catalog, settings.look_s)
         self.engine = ThreadEngine(
-            Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto"),
+            forward,
             self.store,
             settings.max_waiting,
-            settings.max_batch_tokens,
+            budget.batch_tokens,
             settings.batch_ms,
             self.metrics.batch_run,
             stall_s=settings.stall_s,
@@ -86,6 +97,7 @@ class Service:
         logs.event("base_loaded", **self.desk.base.model_dump(), seconds=round(time.monotonic() - began, 3))
         info = self.desk.base
         self.metrics.describe(__version__, str(torch.__version__), info.name, info.family, info.dtype, info.device)
+        self.metrics.memory_shared_out(budget.parts)
         self.metrics.watch_engine(self.engine.health, self.engine.waiting_adapters)
         self.metrics.watch_store(self.store.stats, self.store.residents)
         self.metrics.watch_adapters(self.catalog.count, STATUSES)
@@ -104,6 +116,15 @@ class Service:
         self.engine.close()
         self.store.close()
         self.lifecycle.close()
+
+    def _share_out(self, forward: Forward, settings: Settings) -> MemoryBudget:
+        """What adapters and batches may take of the device's memory."""
+        if isinstance(self.memory, HostMemory):
+            room = settings.adapter_bytes or quarter_of_memory(self.base.device)
+            return MemoryBudget(room, settings.max_batch_tokens, {"adapters": room})
+        budget = share_out(self.memory, self.base, forward.run, settings.max_batch_tokens, settings.adapter_bytes)
+        logs.event("memory_shared_out", batch_tokens=budget.batch_tokens, **budget.parts)
+        return budget
 
     async def _tiers(self, keys: Sequence[str]) -> dict[str, Tier]:
         return self.store.tiers(keys)

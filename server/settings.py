@@ -86,7 +86,7 @@ class Settings(BaseModel):
     stall_s: float = Field(60, ge=0)
     """Seconds of one forward pass (ten times as many for the first) after which the server is not alive; 0: never."""
     adapter_bytes: int = Field(0, ge=0)
-    """Most bytes of adapters in the memory of the base model's device; 0 takes a quarter of it."""
+    """Most bytes of adapters on the base model's device; 0 takes a quarter of its memory, on a GPU all that is left."""
     host_adapter_bytes: int = Field(0, ge=0)
     """Most bytes of adapters kept in host memory for a base model on a GPU; 0 takes a quarter of it."""
     preload: int = Field(1000, ge=0)

@@ -21,6 +21,7 @@ import torch
 
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
+from server.device_memory import DeviceMemory, has_failed, memory_of
 from server.errors import AdaptermuxError, AdapterNotFound, AdapterRefused, EngineStopped, LoadFailed
 from server.host_tier import HostTier
 from server.loaded_adapter import LoadedAdapter, place
@@ -39,6 +40,8 @@ class Store:
     goes that was released longest ago; when all are in use, one of them takes no new users until it is free, so
     that every adapter has its turn.
 
+    has_lost_device turns true when a load has found that the device does nothing more for this process.
+
     on_failed is called on a loader thread with a folder whose weights turned out to be damaged, and why; on_loaded with
     the seconds that a load took.
     """
@@ -50,7 +53,11 @@ class Store:
         host_bytes: int = 0,
         on_failed: Callable[[AdapterFolder, AdapterRefused], None] = lambda folder, error: None,
         on_loaded: Callable[[float], None] = lambda seconds: None,
+        memory: DeviceMemory | None = None,
     ) -> None:
+        """memory: that of the base's device, if it is known already."""
+        self.memory = memory or memory_of(base.device)
+        self.has_lost_device = False
         self._base, self._device_bytes, self._on_failed = base, device_bytes, on_failed
         self._on_loaded = on_loaded
         self._host = HostTier(host_bytes)
@@ -63,7 +70,7 @@ class Store:
         self._ready: list[tuple[Future[LoadedAdapter], LoadedAdapter]] = []  # to be told after the lock
         self._used_bytes = self._pinned_bytes = self._known_bytes = 0
         self._num_loads = self._num_evictions = self._num_hits = self._num_misses = 0
-        self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adaptermux-loader")
+        self._loaders = ThreadPoolExecutor(NUM_LOADERS, "adaptermux-loader", initializer=self.memory.enter)
         self._closed = False
 
     def register(self, folder: AdapterFolder) -> str:
@@ -335,6 +342,9 @@ class Store:
         except OSError as error:  # its text would name the path
             failure = LoadFailed(f"adapter `{entry.key}` could not be loaded: {error.strerror or type(error).__name__}")
         except BaseException as error:  # out of memory, a device that fails: whoever waits must hear of it
+            if isinstance(error, torch.OutOfMemoryError) and self._give_way(entry):
+                return
+            self.has_lost_device |= has_failed(self.memory, error)
             failure = LoadFailed(f"adapter `{entry.key}` could not be loaded: {type(error).__name__}: {error}")
         with self._changing():
             waiters, entry.waiters, entry.is_wanted = entry.waiters, [], False
@@ -361,7 +371,24 @@ class Store:
         if block is None:
             block = read_block(entry.folder.weights, entry.folder.manifest.weights_sha256)
             self._host.put(entry.key, block)
-        return place(entry.folder, entry.key, block, self._base)
+        return place(entry.folder, entry.key, self.memory.bring(block), self._base)
+
+    def _give_way(self, entry: _Entry) -> bool:
+        """The device had less room than its budget says: let others leave, if nobody uses them, and load this one then.
+
+        Room that others have left between them may be too small for it, or something else may run on the same GPU.
+        """
+        with self._changing():
+            given = 0
+            while self._idle and given < entry.num_bytes and not self._closed:
+                first = next(iter(self._idle.values()))
+                given += first.num_bytes
+                self._evict(first)
+            if given:
+                self._used_bytes -= entry.num_bytes
+                entry.state = _State.QUEUED
+                self._queue.appendleft(entry)
+        return given > 0
 
 
 class _State(Enum):

@@ -14,8 +14,8 @@ PACKAGES = ("server", "training", "loadtest", "decision")
 ENGINE_SIDE = (
     "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
     "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
-    "heads", "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
-    "errors", "logs",
+    "device_memory", "memory_budget", "heads", "adapter_files", "adapter_folder", "weights_file", "methods", "families",
+    "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
