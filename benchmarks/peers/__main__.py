@@ -6,9 +6,10 @@
 32 clients that wait for their answers (closed loop), one text a request, skewed lengths (about 20 tokens in the mean,
 at most 128). Asked are our server with 64 hot adapters of four methods, as it starts by itself and with
 `--http-processes 1`, our server with a head alone, which is the base without adapters, plain peft with the same 64
-adapters (`benchmarks.peers.set_adapter`), and infinity with one classifier and no adapters (`benchmarks.peers.infinity`), where
-it is installed. All run from the start, and each gets the load in turn, round by round, in another order each time. Peers run twice: with the threads that our server has by default, and with those that they take by themselves; the
-ratios are against the faster. Fails if a request did.
+adapters (`benchmarks.peers.set_adapter`), and infinity with one classifier and no adapters
+(`benchmarks.peers.infinity`), where it is installed. All run from the start, and each gets the load in turn, round by
+round, in another order each time. Peers run twice: with the threads that our server has by default, and with those
+that they take by themselves; the ratios are against the faster. Fails if a request did.
 
 Requests a second suffer from whatever else the machine does; the processor time that a service spends on a request
 suffers less, and stands beside them.
