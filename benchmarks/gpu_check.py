@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.material import even_texts, job, padded, skewed_texts
@@ -187,7 +188,7 @@ def check_logits(spec: str, device: torch.device, root: Path, report: Report) ->
     methods = (*METHODS, "bitfit", BARE)
     folder = base_model.locate(spec)
     names = {method: list(dummy.make(root, method_named(method), 3, str(folder))) for method in methods}
-    texts = skewed_texts(8)
+    texts = _known(skewed_texts(8), int(AutoConfig.from_pretrained(folder).vocab_size))
     expected = {name: _peft_logits(folder, root / name, texts) for some in names.values() for name in some}
     for dtype, limit in LOGIT_TOLERANCE.items():
         base = load_base(spec, str(device), _short(dtype))
@@ -225,7 +226,7 @@ def measure(spec: str, device: torch.device, root: Path, rounds: int, report: Re
     mix = [loaded[METHODS[number % len(METHODS)]][number] for number in range(BATCH)]
     peer = _peft(base.folder, [root / f"lora-{number}" for number in range(BATCH)]).to(device, torch.bfloat16)
     for kind, texts in (("skewed", skewed_texts(BATCH)), ("128 tokens each", even_texts(BATCH, 128))):
-        texts = [[token % base.vocabulary_size for token in text] for text in texts]
+        texts = _known(texts, base.vocabulary_size)
         contenders = {
             "base": _ours(forward, loaded[BARE], texts),
             **{method: _ours(forward, loaded[method], texts) for method in METHODS},
@@ -317,6 +318,11 @@ def _peft_logits(base: Path, folder: Path, texts: Texts) -> Tensor:
     model = _peft(base, [folder]).float()
     inputs = [torch.tensor([list(text)]) for text in texts]
     return torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in inputs])
+
+
+def _known(texts: Texts, vocabulary_size: int) -> list[list[int]]:
+    """The texts as ids that a base knows."""
+    return [[token % vocabulary_size for token in text] for text in texts]
 
 
 def _speed(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
