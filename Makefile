@@ -15,7 +15,7 @@ IMAGE ?= adaptermux:$(VERSION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers peers gpu-evidence grid evidence report docs clean
+.PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers peers gpu-check gpu-evidence grid evidence report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -64,6 +64,10 @@ bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under
 	$(BIN)/python -m benchmarks.peers
 
 peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
+
+gpu-check:  ## whether the code for GPUs is right on this machine's card, and how fast; BASE=folder as below
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(if $(BASE),--base $(BASE)) \
+	    --output benchmarks/results/gpu-check.json
 
 gpu-evidence:  ## measure passes and memory on this machine's GPU, with the python at hand where there is no .venv; BASE=folder
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.device --device cuda $(if $(BASE),--base $(BASE)) \

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,24 @@ class Heads(NamedTuple):
     head_dim: int
 
 
+class Attend(Protocol):
+    """`attend`, or what computes the same."""
+
+    def __call__(
+        self,
+        packing: Packing,
+        heads: Heads,
+        layer: int,
+        scale: float,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        reads_only: bool = False,
+        is_causal: bool = False,
+        window: int | None = None,
+    ) -> Tensor: ...
+
+
 def attend(
     packing: Packing,
     heads: Heads,
@@ -157,6 +175,7 @@ def packed_attention(
     *,
     scaling: float,
     packing: Packing,
+    attending: Attend = attend,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
@@ -172,7 +191,7 @@ def packed_attention(
     layer = int(getattr(module, "layer_idx", 0))  # only needed for prefixes, which layers without a number do not take
     is_causal = bool(module.is_causal)
     window = sliding_window - 1 if sliding_window is not None and not is_causal else None
-    context = attend(packing, heads, layer, scaling, q, k, v, False, is_causal, window)
+    context = attending(packing, heads, layer, scaling, q, k, v, False, is_causal, window)
     return context.view(1, -1, heads.num_queries, heads.head_dim), None
 
 

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from server import attention, base_model, kernels
-from server.attention import Packing
+from server import attention, base_model, device_code, kernels
+from server.attention import Attend, Packing, attend
 from server.base_model import BaseModel
 from server.jobs import Job
 from server.kernels import Kernels
@@ -44,16 +44,26 @@ class Forward:
     """
 
     def __init__(
-        self, base: BaseModel, encoder: EncoderName = "auto", keeps_weights: bool = True, uses_kernels: bool = True
+        self,
+        base: BaseModel,
+        encoder: EncoderName = "auto",
+        keeps_weights: bool = True,
+        uses_kernels: bool = True,
+        segments: Segments | None = None,
+        attending: Attend | None = None,
     ) -> None:
         """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster.
 
-        uses_kernels: whether compiled code runs where it can be had (`server.kernels`).
+        uses_kernels: whether compiled code runs where it can be had (`server.kernels`, `server.device_code`).
+        segments, attending: what runs instead of what suits the device.
         """
         self._base = base
         compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
-        self._segments = Segments(compiled or TorchProducts())
-        self._encoder = self._make_encoder(encoder, keeps_weights, compiled)
+        if uses_kernels and base.device.type == "cuda":
+            segments = segments or device_code.grouped_segments(base)
+            attending = attending or device_code.varlen_attend(base)
+        self._segments = segments or Segments(compiled or TorchProducts())
+        self._encoder = self._make_encoder(encoder, keeps_weights, compiled, attending or attend)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -75,13 +85,15 @@ class Forward:
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _make_encoder(self, name: EncoderName, keeps_weights: bool, compiled: Kernels | None) -> Encoder:
+    def _make_encoder(
+        self, name: EncoderName, keeps_weights: bool, compiled: Kernels | None, attending: Attend
+    ) -> Encoder:
         names = self._base.post_norm_layer
         if name == "library" or names is None:
-            return LibraryEncoder(self._base, self._segments)
+            return LibraryEncoder(self._base, self._segments, attending)
         pooled = {site: layer for site, layer in self._base.layers.items() if self._base.is_pool_site(site)}
         act_at(self._segments, pooled)
-        return PackedEncoder(self._base, names, self._segments, keeps_weights, compiled)
+        return PackedEncoder(self._base, names, self._segments, keeps_weights, compiled, attending)
 
     def _run_sorted(self, batch: list[Work]) -> list[Tensor]:
         adapters = [adapter for _, adapter in batch]
@@ -92,11 +104,15 @@ class Forward:
             pooled = self._pool(rows, batch, packing.read_starts)  # [texts, hidden]
         finally:
             self._segments.end()
-        logits: list[Tensor] = []
-        for start, stop, adapter in join(adapters, range(len(batch) + 1)):
-            scores = adapter.head.logits(pooled[start:stop])
-            logits.extend(scores.cpu())  # [texts of this adapter, its labels]
-        return logits
+        scores = [
+            adapter.head.logits(pooled[start:stop])  # [texts of this adapter, its labels]
+            for start, stop, adapter in join(adapters, range(len(batch) + 1))
+        ]
+        if self._base.device.type != "cpu":  # one copy: the host waits for the device once
+            fetched = torch.cat([some.flatten() for some in scores]).cpu()
+            parts = torch.split(fetched, [some.numel() for some in scores])
+            scores = [flat.view_as(some) for flat, some in zip(parts, scores, strict=True)]
+        return [row for some in scores for row in some]
 
     def _pack(self, batch: list[Work]) -> Packing:
         return Packing(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from server.attention import Packing
+from server.attention import Attend, Packing
 from server.base_model import BaseModel
 from server.segments import Segments
 
@@ -14,13 +14,13 @@ from server.segments import Segments
 class LibraryEncoder:
     """Runs any base model that was loaded with `attention=server.attention.NAME`. Owned by the engine thread."""
 
-    def __init__(self, base: BaseModel, segments: Segments) -> None:
-        self._backbone = base.backbone
+    def __init__(self, base: BaseModel, segments: Segments, attend: Attend) -> None:
+        self._backbone, self._attend = base.backbone, attend
         act_at(segments, base.layers)
 
     def run(self, inputs: Mapping[str, Tensor], packing: Packing) -> Tensor:
         """inputs [1, tokens] by their name in the model; returns the last layer's output [read rows, hidden]."""
-        output = self._backbone(**inputs, packing=packing, use_cache=False)
+        output = self._backbone(**inputs, packing=packing, attending=self._attend, use_cache=False)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden if packing.reads_all else hidden.index_select(0, packing.read_rows)
 

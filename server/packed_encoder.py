@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from server.attention import Heads, Packing, attend
+from server.attention import Attend, Heads, Packing
 from server.base_model import BaseModel
 from server.families.base import PostNormLayer
 from server.frozen_linear import FrozenLinear, release, round_up
@@ -28,7 +28,13 @@ class PackedEncoder:
     """Runs a base model whose family has a `post_norm_layer`. Owned by the engine thread."""
 
     def __init__(
-        self, base: BaseModel, names: PostNormLayer, segments: Segments, keeps_weights: bool, compiled: Kernels | None
+        self,
+        base: BaseModel,
+        names: PostNormLayer,
+        segments: Segments,
+        keeps_weights: bool,
+        compiled: Kernels | None,
+        attend: Attend,
     ) -> None:
         config: Any = base.backbone.config
         count, width = config.num_attention_heads, config.hidden_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,17 @@ class LowRank:
     down_bias: Tensor | None = None
     up_bias: Tensor | None = None
     activation: str | None = None
+
+
+class Operation(NamedTuple):
+    """What a row does at its site, as data: `server.grouped` runs those of many adapters at once.
+
+    scale_input and low_rank read what goes into the site, scale, shift and low_rank_of_output what comes out of it.
+    row: a vector, or the `LowRank` that is added to the output.
+    """
+
+    kind: Literal["scale_input", "scale", "shift", "low_rank", "low_rank_of_output"]
+    row: Tensor | LowRank
 
 
 class Products(Protocol):

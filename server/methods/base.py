@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from server.families import Family
-    from server.products import Products
+    from server.products import Operation, Products
 
 Row = TypeVar("Row")
 
@@ -151,6 +151,10 @@ class Method(ABC, Generic[Row]):
 
         x [tokens, d_in], y [tokens, d_out]; segments are sorted and do not overlap.
         """
+
+    def operation(self, row: Row) -> Operation | None:
+        """What `change_input` and `apply` do with a row; None where that is no operation of `server.products`."""
+        return None
 
     def num_virtual_tokens(self, options: Mapping[str, float]) -> int:
         """Places of the base's length that training options take from a text."""

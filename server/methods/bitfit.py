@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from server.methods.base import Method, Segment, Site
+from server.products import Operation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -44,6 +45,9 @@ class Bitfit(Method[BitfitRow]):
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[BitfitRow]], products: Products) -> None:
         for start, stop, (bias,) in segments:
             y[start:stop].add_(bias)
+
+    def operation(self, row: BitfitRow) -> Operation:
+        return Operation("shift", row.bias)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import BeftConfig

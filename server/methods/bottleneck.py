@@ -12,7 +12,7 @@ from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
 from server.methods.base import MAX_RANK, Method, Segment, Site
-from server.products import ACTIVATIONS, LowRank
+from server.products import ACTIVATIONS, LowRank, Operation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -63,6 +63,9 @@ class Bottleneck(Method[LowRank]):
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]], products: Products) -> None:
         products.add_low_rank(y, y, segments)
+
+    def operation(self, row: LowRank) -> Operation:
+        return Operation("low_rank_of_output", row)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

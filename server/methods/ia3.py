@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from server.methods.base import Method, Segment, Site, is_named
+from server.products import Operation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -56,6 +57,9 @@ class Ia3(Method[Ia3Row]):
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[Ia3Row]], products: Products) -> None:
         products.scale(y, [Segment(start, stop, row.scale) for start, stop, row in segments if not row.on_input])
+
+    def operation(self, row: Ia3Row) -> Operation:
+        return Operation("scale_input" if row.on_input else "scale", row.scale)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import IA3Config

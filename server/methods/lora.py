@@ -10,7 +10,7 @@ from torch import Tensor
 
 from server.errors import AdapterDamaged, MethodUnsupported
 from server.methods.base import MAX_RANK, Method, Segment, Site, matches
-from server.products import LowRank
+from server.products import LowRank, Operation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -80,6 +80,9 @@ class Lora(Method[LowRank]):
 
     def apply(self, x: Tensor, y: Tensor, segments: Sequence[Segment[LowRank]], products: Products) -> None:
         products.add_low_rank(x, y, segments)
+
+    def operation(self, row: LowRank) -> Operation:
+        return Operation("low_rank", row)
 
     def peft_config(self, family: Family, options: Mapping[str, float]) -> PeftConfig:
         from peft import LoraConfig

@@ -1,0 +1,138 @@
+"""Optional code for GPUs: the operations of many adapters at once in Triton, and flash attention over packed texts.
+
+Nothing depends on it: what cannot be had, or is wrong about a small batch at the start, is torch's work.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from server import logs
+from server.attention import Attend, Heads
+from server.device_trial import Drawn, attention_error, operation_error
+from server.grouped import GroupedSegments
+from server.methods.base import ATTENTION, AttentionSite
+from server.varlen_attention import HALF, HEAD_DIM_STEP, MAX_HEAD_DIM, Flash, PutInFront, VarlenAttention
+
+if TYPE_CHECKING:
+    from server.base_model import BaseModel
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""The most that kernels may differ from torch in float64, as a part of the largest number in the result."""
+TRIED = (
+    (
+        Drawn("low_rank", 7),
+        Drawn("low_rank", 20, 16),
+        Drawn("low_rank_of_output", 9, 24, "gelu", True),
+        Drawn("scale", 5),
+        Drawn("scale_input", 30),
+        Drawn("shift", 20),
+    ),
+    (Drawn("low_rank", 300), Drawn("low_rank_of_output", 200, 24, "relu", True), Drawn("low_rank", 70, 64)),
+)
+"""The batches of the start: common ranks, of few rows and of many, so that shapes for these are chosen then."""
+Made = TypeVar("Made")
+
+
+def grouped_segments(base: BaseModel) -> GroupedSegments | None:
+    """What lets many adapters act at once, or None where it cannot be had; the reason is logged."""
+
+    def make() -> GroupedSegments:
+        from server import triton_kernels
+
+        for d_in, d_out in sorted({(layer.in_features, layer.out_features) for layer in base.layers.values()}):
+            for drawn in TRIED:
+                check(operation_error(triton_kernels, base.device, base.dtype, d_in, d_out, drawn), base.dtype)
+        return GroupedSegments(triton_kernels, base.layers, base.device)
+
+    return _had("grouped operations", make)
+
+
+def varlen_attend(base: BaseModel) -> Attend | None:
+    """Attention in one call, or None where it cannot be had; the reason is logged."""
+    heads = heads_of(base)
+
+    def make() -> Attend:
+        if base.dtype not in HALF:
+            raise ValueError(f"flash attention takes half precision, and the base model is {base.dtype}")
+        if heads.head_dim % HEAD_DIM_STEP or heads.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"flash attention takes no heads of {heads.head_dim} numbers")
+        made = VarlenAttention(flash(), _had("prefixes in Triton", _put_in_front)).attend
+        for is_causal in (False, True):
+            check(attention_error(made, base.device, base.dtype, heads, is_causal), base.dtype)
+        return made
+
+    return _had("varlen attention", make)
+
+
+def flash() -> Flash:
+    """torch's; raises ImportError."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # newer versions of torch want to be told what older ones found out
+    takes_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+    def call(
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        query_starts: Tensor,
+        key_starts: Tensor,
+        longest_query: int,
+        longest_key: int,
+        scale: float,
+        window: tuple[int, int],
+    ) -> Tensor:
+        more: Any = {"enable_gqa": queries.shape[1] != keys.shape[1]} if takes_gqa else {}
+        found = varlen_attn(
+            queries,
+            keys,
+            values,
+            query_starts,
+            key_starts,
+            longest_query,
+            longest_key,
+            scale=scale,
+            window_size=window,
+            **more,
+        )
+        assert isinstance(found, Tensor), "only the output was asked for"
+        return found
+
+    return call
+
+
+def heads_of(base: BaseModel) -> Heads:
+    site = base.sites[ATTENTION]
+    assert isinstance(site, AttentionSite), "the attention site tells of heads; this is a bug"
+    config = base.backbone.config
+    return Heads(int(config.num_attention_heads), site.num_heads, site.head_dim)  # type: ignore[union-attr, arg-type]
+
+
+def check(error: float, dtype: torch.dtype) -> None:
+    """Raise ArithmeticError if kernels are further from torch than they may be."""
+    if not error <= TOLERANCE[dtype]:
+        raise ArithmeticError(
+            f"results in {dtype} differ from torch's by {error:.2g}, at most {TOLERANCE[dtype]} is right"
+        )
+
+
+def _put_in_front() -> PutInFront:
+    from server import triton_kernels
+
+    return triton_kernels.put_in_front
+
+
+def _had(part: str, make: Callable[[], Made]) -> Made | None:
+    try:
+        made = make()
+    except Exception as error:  # compilers, drivers and libraries each raise their own; torch does without
+        logs.event("kernels_absent", part=part, reason=f"{type(error).__name__}: {error}")
+        return None
+    logs.event("kernels_ready", part=part)
+    return made
