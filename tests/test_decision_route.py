@@ -209,8 +209,13 @@ def test_names_in_rows_never_become_markup(service: Service, tmp_path: Path) -> 
     rows += twin(rows, "lora-all-8", MARKUP, "lora", 2_000)
     hostile = [row.model_copy(update={"task": MARKUP}) for row in rows]
     planted.write(tmp_path / "rows", [*hostile, *planted.serving()], {})
+    questions: list[dict[str, str]] = [
+        {},
+        {"task_type": MARKUP, "train_rows": "500"},
+        {"task_type": MARKUP, "train_rows": MARKUP},
+    ]
     with TestClient(create_app(service.desk, 1000, advice=Advice(tmp_path / "rows"))) as client:
-        for asked in ({}, {"task_type": MARKUP, "train_rows": 500}, {"task_type": MARKUP, "train_rows": MARKUP}):
+        for asked in questions:
             shown = client.get("/decision", params=asked).text
             assert "<img" not in shown
             assert "&lt;img" in shown

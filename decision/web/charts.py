@@ -29,7 +29,7 @@ def kind_of(option: Option, answer: Answer) -> str:
         return "choice"
     if answer.runner_up is not None and option.candidate == answer.runner_up.candidate:
         return "runner"
-    return {"not worse": "good", "worse": "worse", "undecided": "unsure", None: "unsure"}[option.quality]
+    return {"not worse": "equal", "worse": "worse", "undecided": "unsure", None: "unsure"}[option.quality]
 
 
 def accuracy_by_bytes(answer: Answer) -> Markup:
@@ -62,7 +62,7 @@ def accuracy_by_bytes(answer: Answer) -> Markup:
 KEYS = {
     "choice": "choice",
     "runner": "runner-up",
-    "good": "not worse",
+    "equal": "not worse",
     "unsure": "undecided",
     "worse": "worse",
 }
@@ -76,17 +76,21 @@ def by_hot(tree: Tree, answer: Answer) -> Markup:
     title = "A replica, by hot adapters"
     names = [one.candidate for one in (answer.choice, answer.runner_up) if one is not None]
     names = names or [one.candidate for one in answer.options if one.texts_per_s is not None][:2]
-    if not points or not names:
+    if not points:
         return _figure(title, _nothing(f"Nothing was measured of {question.base_name} on a {question.device}."))
+    about, limits = "highest rate measured within the limits", {}
+    if not names:
+        about, limits = "without your limits, which nothing meets", {"p95_ms": None, "memory_gib": None}
+        names = [one.candidate for one in answer.options if one.quality == "not worse"][:2]
     answers = [
-        tree.answer(question.model_copy(update={"hot": count, "adapters": max(count, question.adapters)}))
+        tree.answer(question.model_copy(update={"hot": count, "adapters": max(count, question.adapters), **limits}))
         for count in counts
     ]
     rates = {name: [_option(one, name) for one in answers] for name in names}
     x = log_axis(counts, LEFT, RIGHT, brief)
     upper = Plot(WIDTH, HEIGHT, x, even_axis(_of(rates, "texts_per_s"), 112, TOP, brief, has_zero=True))
-    limits = [question.p95_ms] if question.p95_ms is not None else []
-    lower = Plot(WIDTH, HEIGHT, x, even_axis([*_of(rates, "p95_ms"), *limits], BOTTOM, 142, brief, has_zero=True))
+    asked = [question.p95_ms] if question.p95_ms is not None else []
+    lower = Plot(WIDTH, HEIGHT, x, even_axis([*_of(rates, "p95_ms"), *asked], BOTTOM, 142, brief, has_zero=True))
     for plot, field in ((upper, "texts_per_s"), (lower, "p95_ms")):
         plot.grid_up()
         plot.upright(question.num_hot, "now")
@@ -110,7 +114,7 @@ def by_hot(tree: Tree, answer: Answer) -> Markup:
     )  # fmt: skip
     return _figure(
         title, drawing(WIDTH, HEIGHT, [*upper.parts, *lower.parts], f"Rate and latency of a replica. {in_words}"),
-        _keys(list(zip(("first", "second"), names, strict=False))), "highest rate measured within the limits",
+        _keys(list(zip(("first", "second"), names, strict=False))), about,
     )  # fmt: skip
 
 
@@ -137,7 +141,8 @@ def along(tree: Tree, question: Question, field: str) -> Along | QuestionError:
 
 def sensitivity_chart(found: Along | QuestionError, question: Question, field: str) -> Markup:
     """The answer, its accuracy and what it costs."""
-    title = f"Along {label_of(field)[0].lower()}{label_of(field)[1:]}"
+    label = label_of(field)
+    title = f"Along {label if label[1].isdigit() else label[0].lower() + label[1:]}"
     if isinstance(found, QuestionError):
         return _figure(title, _nothing(str(found)))
     x = log_axis((value for value, _ in found.answers), LEFT, RIGHT, brief)
@@ -167,10 +172,11 @@ def sensitivity_chart(found: Along | QuestionError, question: Question, field: s
     lower.grid_across()
     in_words = "; ".join(span.text(field) for span in found.spans)
     parts = [*stripe, *upper.parts, *lower.parts]
-    return _figure(title, drawing(WIDTH, HEIGHT, parts, f"The answer along {field}. {in_words}"))
+    drawn = drawing(WIDTH, HEIGHT, parts, f"The answer along {field}. {in_words}")
+    return _figure(title, joined([drawn, _span_list(found, question)]), about="where the answer changes")
 
 
-def span_list(found: Along, question: Question) -> Markup:
+def _span_list(found: Along, question: Question) -> Markup:
     """The same in words; each leads to where it begins."""
     lines: list[Markup] = []
     for span in found.spans:

@@ -24,20 +24,22 @@ class Number:
     unit: str = ""
     if_empty: str = ""
     """What it means that nothing is given."""
+    is_most: bool = False
+    """Nothing given is more than any number."""
 
 
 NUMBERS: Mapping[str, Number] = {
     "train_rows": Number("Training rows", 10, 100_000),
     "num_labels": Number("Labels", 2, 1_000, if_empty="as measured"),
-    "adapters": Number("Adapters registered", 1, 10_000, if_empty="1"),
-    "hot": Number("Hot among them", 1, 10_000, if_empty="all"),
+    "adapters": Number("Adapters", 1, 10_000, if_empty="1"),
+    "hot": Number("Hot among them", 1, 10_000, if_empty="all", is_most=True),
     "rps": Number("Requests", 0.1, 10_000, "/s", "1"),
-    "swaps_per_hour": Number("Changes of adapters", 1, 100_000, "/h", "0"),
-    "p95_ms": Number("p95 at most", 2, 2_000, "ms", "no limit"),
-    "memory_gib": Number("Memory of a replica", 0.25, 256, "GiB", "no limit"),
+    "swaps_per_hour": Number("Changes", 1, 100_000, "/h", "0"),
+    "p95_ms": Number("p95 at most", 2, 2_000, "ms", "no limit", is_most=True),
+    "memory_gib": Number("Memory", 0.25, 256, "GiB", "no limit", is_most=True),
     "mean_tokens": Number("Tokens of a text", 4, 2_048, if_empty="as measured"),
-    "max_tokens": Number("Of the longest", 16, 65_536, if_empty="any"),
-    "base_parameters": Number("Another base of", 1e6, 1e12, "parameters"),
+    "max_tokens": Number("The longest", 16, 65_536, if_empty="any", is_most=True),
+    "base_parameters": Number("Parameters", 1e6, 1e12, if_empty="as named"),
 }
 CHECKS: Mapping[str, str] = {
     "locked_base": "The base is locked (certified)",
@@ -92,7 +94,7 @@ def _control(tree: Tree, asked: Asked, name: str) -> Markup:
         box = element(
             "input", id=f"in-{name}", name=name, value=value, inputmode="decimal", placeholder=number.if_empty or None,
             title=help_text, data_low=number.low, data_high=number.high, data_whole=name in WHOLE,
-            data_moves=name in MOVING, **marks,
+            data_moves=name in MOVING, data_most=number.is_most, **marks,
         )  # fmt: skip
         unit = element("span", number.unit, class_="unit")
         pair = element("span", box, unit, class_="boxed") if number.unit else box
@@ -102,9 +104,9 @@ def _control(tree: Tree, asked: Asked, name: str) -> Markup:
         options = {value: value, **options}
     default = None if Question.model_fields[name].is_required() else str(Question.model_fields[name].default)
     shown = [element("option", text, value=key, selected=key == (value or default)) for key, text in options.items()]
-    label = {"task_type": "Kind of task", "device": "Device", "base": "Base model", "serving": "Serving"}[name]
+    label = {"task_type": "Task", "device": "Device", "base": "Base", "serving": "Serving"}[name]
     select = element("select", *shown, id=f"in-{name}", name=name, title=help_text, data_default=default, **marks)
-    return element("div", element("label", label, for_=f"in-{name}"), select, told, class_="input")
+    return element("div", element("label", label, for_=f"in-{name}"), select, told, class_="input choice")
 
 
 def _options(tree: Tree, name: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decision.errors import QuestionError
 from decision.outline import note
 from decision.tree import Tree
-from decision.web.charts import accuracy_by_bytes, along, by_hot, sensitivity_chart, span_list
-from decision.web.inputs import form, label_of
+from decision.web.charts import accuracy_by_bytes, along, by_hot, sensitivity_chart
+from decision.web.inputs import form
 from decision.web.markup import Markup, element, joined, prose
 from decision.web.query import Asked, read
 from decision.web.rivals import rivals
@@ -49,11 +49,6 @@ def _result(tree: Tree, asked: Asked) -> tuple[str, Markup]:
     assert question is not None
     answer = tree.answer(question)
     moved = along(tree, question, move)
-    spans = Markup("")
-    if not isinstance(moved, QuestionError):
-        spans = element(
-            "section", element("h2", f"Along {label_of(move)}"), span_list(moved, question), class_="panel along"
-        )
     charts = element(
         "section", element("h2", "Charts", class_="unseen"),
         accuracy_by_bytes(answer), by_hot(tree, answer), sensitivity_chart(moved, question, move), class_="charts",
@@ -63,7 +58,7 @@ def _result(tree: Tree, asked: Asked) -> tuple[str, Markup]:
         id="whole-tree",
     )  # fmt: skip
     parts = [
-        verdict(answer), way(tree, answer, move), charts, rivals(answer), spans, missing(answer), rests_on(answer),
+        verdict(answer), way(tree, answer, move), rivals(answer), charts, missing(answer), rests_on(answer),
         tree_part, element("p", prose(note(tree)), class_="hint"),
     ]  # fmt: skip
     return in_a_line(answer), joined(parts)

@@ -10,7 +10,7 @@ from decision.web.markup import Markup, element, joined
 
 LETTER, LINE = 6.2, 13.0
 """Width and height of a letter, about."""
-SIDE_TICKS, BOTTOM_TICKS = 4, 6
+SIDE_TICKS, BOTTOM_TICKS = 5, 6
 """At most, along an axis."""
 DECADE = (1.0, 2.0, 5.0)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from decision.answer import Answer, Option, Share, money, percent, size
 from decision.web.charts import brief, kind_of
-from decision.web.markup import Markup, code, element
+from decision.web.markup import Markup, code, element, prose
 
 COLUMNS = (
     ("Candidate", ""),
     ("Accuracy, %", "number"),
-    ("To the best, points", "number"),
+    ("To the best", "number"),
     ("Good enough", ""),
     ("Adapter", "number"),
     ("Texts/s", "number"),
-    ("p95, ms", "number"),
-    ("Memory, GiB", "number"),
+    ("p95 ms", "number"),
+    ("GiB", "number"),
     ("A month", "number"),
     ("Limits", ""),
 )
@@ -51,7 +51,7 @@ def _line(answer: Answer, option: Option) -> Markup:
     ]
     shown = [element("td", text, class_=one.replace(" ", "-") or None) for one, text in cells]
     name = element("th", element("span", class_=f"sign {kind}"), code(option.candidate), " ", mark, scope="row")
-    why = element("span", option.why, class_="hint") if option.why else ""
+    why = element("span", prose(option.why), class_="hint") if option.why else ""
     limits = element("td", option.serving, " ", why, class_=f"limits {option.serving.replace(' ', '-')}")
     return element("tr", name, *shown, limits, class_=kind)
 

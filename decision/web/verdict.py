@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from decision.answer import Answer, Option, describe, money, percent, points, size
 from decision.fit import Gap
@@ -53,8 +53,7 @@ def verdict(answer: Answer) -> Markup:
 
 def gaps(missing: Sequence[Gap]) -> Markup:
     """What the evidence does not say, and the commands that would."""
-    lines = [element("li", element("p", prose(gap.what)), element("pre", gap.command)) for gap in missing]
-    return element("ul", *lines, class_="gaps")
+    return _commanded((prose(gap.what), gap.command) for gap in missing)
 
 
 def missing(answer: Answer) -> Markup:
@@ -67,17 +66,23 @@ def missing(answer: Answer) -> Markup:
 
 def rests_on(answer: Answer) -> Markup:
     """The rows, and the same answer elsewhere."""
-    lines = []
-    for basis in answer.basis:
-        told = getattr(basis, "command", None)
-        lines.append(element("li", element("p", describe(basis)), element("pre", told) if told else ""))
     same = element(
         "p", "The same answer: ", element("a", "JSON", href=api_link(answer.question)), ", or ", class_="hint"
     )
-    rows = element("ul", *lines, class_="gaps") if lines else element("p", "no rows", class_="hint")
+    told = [(joined([describe(basis)]), getattr(basis, "command", "")) for basis in answer.basis]
+    rows = _commanded(told) if told else element("p", "no rows", class_="hint")
     return element(
         "section", element("h2", "Rests on"), rows, same, element("pre", command(answer.question)), class_="panel"
     )
+
+
+def _commanded(told: Iterable[tuple[Markup, str]]) -> Markup:
+    """Each command once, beneath all that it makes or would make."""
+    by_command: dict[str, list[Markup]] = {}
+    for text, by in told:
+        by_command.setdefault(by, []).append(element("p", text))
+    lines = [element("li", *texts, element("pre", by) if by else "") for by, texts in by_command.items()]
+    return element("ul", *lines, class_="gaps")
 
 
 def _facts(option: Option) -> Iterator[Markup]:

@@ -90,6 +90,7 @@ function showWrong(found) {
 // What the form needs where scripts run: sliders, and answers without a button.
 function equip() {
   const form = at("question");
+  if (!form) return; // there is none without evidence
   for (const box of form.querySelectorAll("input[data-low]")) addSlider(form, box);
   form.querySelector(".send").hidden = true;
   form.addEventListener("input", (event) => changed(form, event.target));
@@ -101,7 +102,7 @@ function addSlider(form, box) {
   const scale = new Scale(box);
   const slider = element("input", { type: "range", min: 0, max: STEPS, "aria-label": `${box.labels[0].textContent}, slider` });
   const follow = () => {
-    slider.value = box.value.trim() ? scale.step(Number(box.value)) : STEPS;
+    slider.value = box.value.trim() ? scale.step(Number(box.value)) : "most" in box.dataset ? STEPS : 0;
     slider.setAttribute("aria-valuetext", box.value || box.placeholder);
   };
   slider.addEventListener("input", () => {
