@@ -152,7 +152,7 @@ def test_what_was_not_taken_leads_to_where_it_is(page: Page) -> None:
     assert "not measured here" in page.inner_text(".verdict")
     page.go_back()
     page.click("text=The whole tree")
-    page.click(".whole >> text=generation")
+    page.click(".full-tree >> text=generation")
     until(lambda: page.input_value("#in-task_type") == "generation")
     settled(page)
     assert page.locator("#whole-tree[open]").count() == 1, "what was opened stays open"
@@ -308,7 +308,7 @@ def test_the_file_without_a_server_shows_tree_matrix_and_an_answer(
         page.goto(path.as_uri())
         assert page.locator("table").count() == 2
         assert page.locator("svg").count() == 2
-        assert page.locator(".whole li").count() > 5
+        assert page.locator(".full-tree li").count() > 5
         assert MARKUP in page.inner_text("main")
         page.set_viewport_size({"width": 320, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 320

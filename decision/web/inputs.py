@@ -10,7 +10,7 @@ from decision.base_shape import bases
 from decision.question import Question
 from decision.sensitivity import MOVING, WHOLE
 from decision.tree import Tree
-from decision.web.markup import Markup, element, joined
+from decision.web.markup import Markup, element, joined, prose
 from decision.web.query import MOVE, Asked
 
 
@@ -82,7 +82,7 @@ def with_unit(field: str, value: str) -> str:
 def _control(tree: Tree, asked: Asked, name: str) -> Markup:
     value = asked.values.get(name, "")
     is_wrong = asked.error is not None and asked.error.field == name
-    told = element("p", str(asked.error), class_="wrong", id=f"wrong-{name}") if is_wrong else Markup("")
+    told = element("p", prose(str(asked.error)), class_="wrong", id=f"wrong-{name}") if is_wrong else Markup("")
     marks = {"aria_invalid": "true" if is_wrong else None, "aria_describedby": f"wrong-{name}" if is_wrong else None}
     help_text = (Question.model_fields[name].description or "").split(", by its name in")[0]
     if name in CHECKS:

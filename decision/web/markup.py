@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-EMPTY = frozenset({"input", "circle", "line", "path", "polygon", "polyline", "rect"})
+EMPTY = frozenset({"input", "meta", "circle", "line", "path", "polygon", "polyline", "rect"})
 """Elements that hold nothing."""
 
 

@@ -40,8 +40,8 @@ def sheet(tree: Tree) -> str:
         element("title", "Which PEFT method?"),
         element("style", Markup(styles)),
     ]
-    page = element("html", element("head", *head), element("body", element("main", *parts)), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    body = element("body", element("main", element("div", *parts, class_="result")))
+    return f'<!doctype html>\n<html lang="en">\n<head>{joined(head)}</head>\n{body}\n</html>\n'
 
 
 def _matrix(tree: Tree) -> Markup:
@@ -62,6 +62,6 @@ def _matrix(tree: Tree) -> Markup:
 def _cell(answer: Answer) -> list[str]:
     if answer.choice is None:
         return [answer.verdict]
-    accuracy = percent(answer.choice.accuracy) if answer.choice.accuracy is not None else answer.verdict
-    told = joined([accuracy, ", ", answer.confidence], between="")
+    accuracy = percent(answer.choice.accuracy) if answer.choice.accuracy is not None else "not measured"
+    told = joined([accuracy, ", confidence ", answer.confidence])
     return [code(answer.choice.candidate), " ", element("span", told, class_="hint whole-line")]

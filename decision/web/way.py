@@ -65,7 +65,7 @@ def whole(tree: Tree, path: Sequence[Step] = (), question: Question | None = Non
         return element("li", here, inner, class_="on" if id(arm) in on_path else None)
 
     assert isinstance(tree.root, Branch)
-    return element("div", element("p", element("strong", top.title)), shown(tree.root, {}), class_="whole")
+    return element("div", element("p", element("strong", top.title)), shown(tree.root, {}), class_="full-tree")
 
 
 def _compared(question: Question, branch: Branch, arm: Arm) -> list[str]:
