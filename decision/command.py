@@ -80,7 +80,9 @@ def make_parser() -> argparse.ArgumentParser:
     matrix.set_defaults(verb_function=_matrix)
 
     render = add_verb("render", "Write the whole tree, on one page.")
-    render.add_argument("--format", choices=("pdf", "svg", "png", "md"), help="(by the ending of --output, else md)")
+    render.add_argument(
+        "--format", choices=("pdf", "svg", "png", "md", "html"), help="(by the ending of --output, else md)"
+    )
     render.add_argument("--output", type=Path, metavar="FILE", help="file to write (tree.FORMAT; Markdown to stdout)")
     render.set_defaults(verb_function=_render)
     return parser
@@ -139,7 +141,8 @@ def _render(flags: argparse.Namespace) -> int:
 
     form = flags.format or (flags.output.suffix[1:] if flags.output else "md")
     if form not in FORMS:
-        raise QuestionError(f"--output `{flags.output}` ends in none of {', '.join(FORMS)}; name one with --format")
+        text = f"--output `{flags.output}` ends in none of {', '.join(FORMS)}; name one with --format"
+        raise QuestionError(text, "output")
     if form == "md" and flags.output is None:
         print(markdown(_tree(flags)), end="")
         return 0

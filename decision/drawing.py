@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from decision.errors import DecisionError
 from decision.outline import Label, label, markdown, note
 from decision.tree import Arm, Branch, Node, Published, Shortlist, Tree, Unmeasured
+from decision.web.sheet import sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
 
-FORMS = ("pdf", "svg", "png", "md")
+FORMS = ("pdf", "svg", "png", "md", "html")
 PAGE_INCHES = (11.69, 8.27)
 """A4, across."""
 MARGIN_INCHES = 0.3
@@ -46,6 +47,9 @@ def render(tree: Tree, path: Path, form: str) -> None:
     """Write the tree; the same tree gives the same bytes. form: of `FORMS`. Raises DecisionError."""
     if form == "md":
         path.write_text(markdown(tree), encoding="utf-8")
+        return
+    if form == "html":
+        path.write_text(sheet(tree), encoding="utf-8")
         return
     try:
         from matplotlib import rc_context

@@ -8,7 +8,11 @@ class DecisionError(Exception):
 
 
 class QuestionError(DecisionError):
-    """A question cannot be asked like that: the caller's mistake."""
+    """A question cannot be asked like that: the caller's mistake. field: the one that is wrong."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class FactsError(DecisionError):

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from decision.base_shape import BaseShape, bases, nearest
 from decision.errors import QuestionError
+
+MISTAKE = "invalid_input"
+"""The type of what is wrong of a question and pydantic does not see by itself; its context holds `field`."""
 
 
 class Question(BaseModel):
@@ -54,13 +58,13 @@ class Question(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.hot is not None and self.hot > self.adapters:
-            raise ValueError(f"`hot` is {self.hot}, more than the {self.adapters} `adapters` that are registered")
+            raise _mistake("hot", f"`hot` is {self.hot}, more than the {self.adapters} `adapters` that are registered")
         if self.base not in bases():
-            raise ValueError(
-                f"`base` is `{self.base}`, it must be one of {', '.join(bases())}; or give base_parameters"
-            )
+            known = ", ".join(bases())
+            raise _mistake("base", f"`base` is `{self.base}`, it must be one of {known}; or give base_parameters")
         if self.mean_tokens is not None and self.max_tokens is not None and self.mean_tokens > self.max_tokens:
-            raise ValueError(f"`mean_tokens` is {self.mean_tokens:g}, more than `max_tokens`, {self.max_tokens}")
+            text = f"`mean_tokens` is {self.mean_tokens:g}, more than `max_tokens`, {self.max_tokens}"
+            raise _mistake("mean_tokens", text)
         return self
 
     @property
@@ -88,7 +92,13 @@ def ask(values: Mapping[str, Any]) -> Question:
         return Question.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        if first["type"] == "value_error":
-            raise QuestionError(first["msg"].removeprefix("Value error, ")) from error
+        if first["type"] == MISTAKE:
+            raise QuestionError(first["msg"], first["ctx"]["field"]) from error
+        field = ".".join(map(str, first["loc"]))
         shown = f", not {first['input']!r:.60}" if first["type"] != "missing" else ""
-        raise QuestionError(f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}{shown}") from error
+        raise QuestionError(f"`{field}`: {first['msg']}{shown}", field) from error
+
+
+def _mistake(field: str, message: str) -> PydanticCustomError:
+    """Of a field that does not fit the others."""
+    return PydanticCustomError(MISTAKE, "{message}", {"message": message, "field": field})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from decision.answer import Answer
@@ -62,20 +63,33 @@ def sensitivity(
 
     What changes and changes back between two of its steps is not seen.
     """
+
+    def answer_at(value: float) -> Answer:
+        return tree.answer(moved(question, field, value))
+
+    return list(_spans(values_of(question, field, low, high), answer_at, field in WHOLE))
+
+
+def values_of(question: Question, field: str, low: float | None = None, high: float | None = None) -> list[float]:
+    """The steps that an input moves in, from low to high. Raises QuestionError."""
     if field not in MOVING:
-        raise QuestionError(f"`{field}` cannot be moved; it must be one of {', '.join(MOVING)}")
+        raise QuestionError(f"`{field}` cannot be moved; it must be one of {', '.join(MOVING)}", "move")
     given = getattr(question, field)
     if not given and (low is None or high is None):
-        raise QuestionError(f"`{field}` is not given, so say from where to where it moves, with --from and --to")
+        text = f"`{field}` is not given, so say from where to where it moves, with --from and --to"
+        raise QuestionError(text, field)
     start = _allowed(question, field, given / REACH if low is None else low)
     end = _allowed(question, field, given * REACH if high is None else high)
     if not 0 < start < end:
-        raise QuestionError(f"`{field}` cannot move from {start:g} to {end:g}; the first must be lower, and above 0")
+        text = f"`{field}` cannot move from {start:g} to {end:g}; the first must be lower, and above 0"
+        raise QuestionError(text, field)
+    return _grid(field, start, end)
 
-    def answer_at(value: float) -> Answer:
-        return tree.answer(_moved(question, field, value))
 
-    return list(_spans(_grid(field, start, end), answer_at, field in WHOLE))
+def moved(question: Question, field: str, value: float) -> Question:
+    """The question with another value of one input."""
+    values: dict[str, Any] = question.model_dump()
+    return ask(values | {field: int(value) if field in WHOLE else value})
 
 
 def _spans(values: list[float], answer_at: Callable[[float], Answer], is_whole: bool) -> Iterator[Span]:
@@ -124,9 +138,8 @@ def _allowed(question: Question, field: str, value: float) -> float:
         value = min(value, question.adapters)
     if field == "num_labels":
         value = max(value, 2)
+    if field == "mean_tokens" and question.max_tokens is not None:
+        value = min(value, question.max_tokens)
+    if field == "max_tokens" and question.mean_tokens is not None:
+        value = max(value, ceil(question.mean_tokens))
     return max(value, 1.0) if field in WHOLE else value
-
-
-def _moved(question: Question, field: str, value: float) -> Question:
-    values: dict[str, Any] = question.model_dump()
-    return ask(values | {field: int(value) if field in WHOLE else value})

@@ -108,7 +108,7 @@ class Tree:
         """Walk down, and conclude. Raises QuestionError where the kind of task is unknown."""
         if question.task_type not in self.task_types():
             known = ", ".join(self.task_types())
-            raise QuestionError(f"`task_type` is `{question.task_type}`, it must be one of {known}")
+            raise QuestionError(f"`task_type` is `{question.task_type}`, it must be one of {known}", "task_type")
         path, node = self.walk(question)
         serving = self.serving(question.device, question.shape.id)
         match node:

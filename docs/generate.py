@@ -174,8 +174,8 @@ def _schema(part: dict[str, Any]) -> str:
 def _kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return _link(schema["$ref"].rpartition("/")[2])
-    if "anyOf" in schema:
-        return " or ".join(_kind(one) for one in schema["anyOf"])
+    if kinds := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(_kind(one) for one in kinds)
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{json.dumps(one)}`" for one in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":

@@ -39,10 +39,11 @@ class Admission:
     def _caller(self, scope: Scope) -> Caller | None:
         if self._keys is None:
             return ANYBODY
-        if scope["path"].startswith(OPEN) or (self._has_pages and is_page(scope["path"])):
-            return NOBODY
         found = {key for name, value in scope["headers"] if (key := _key_in(name, value)) is not None}
-        return self._keys.caller(found.pop()) if len(found) == 1 else None
+        caller = self._keys.caller(found.pop()) if len(found) == 1 else None
+        if caller is None and (scope["path"].startswith(OPEN) or (self._has_pages and is_page(scope["path"]))):
+            return NOBODY
+        return caller
 
 
 def _key_in(name: bytes, value: bytes) -> bytes | None:

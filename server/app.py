@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.admission import Admission
+from server.advice import Advice
 from server.description import describe
 from server.desk import Desk
 from server.edges import Edge
@@ -29,7 +30,7 @@ from server.tracing import Traced
 from server.wire import WIRES
 
 
-def create_app(desk: Desk, max_body_bytes: int, gate: Gate | None = None) -> FastAPI:
+def create_app(desk: Desk, max_body_bytes: int, gate: Gate | None = None, advice: Advice | None = None) -> FastAPI:
     """The application over one desk. Bodies of more than max_body_bytes are refused with 413."""
     gate = gate or Gate()
     app: FastAPI = FastAPIOffline(
@@ -39,6 +40,7 @@ def create_app(desk: Desk, max_body_bytes: int, gate: Gate | None = None) -> Fas
         redirect_slashes=False,  # a redirect would name whatever host the client has named
     )
     app.state.desk = desk
+    app.state.advice = advice or Advice()
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     for router in (*ROUTERS, *(wire.router for wire in WIRES)):
         app.include_router(router)

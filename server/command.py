@@ -232,13 +232,15 @@ def _serve(flags: dict[str, Any]) -> int:
     import signal
 
     from server import logs
+    from server.advice import Advice
     from server.app import create_app
     from server.connections import web_server
     from server.gate import open_gate
     from server.service import Service
 
     with listener, open_gate(settings) as gate, Service(settings) as service:
-        web = web_server(create_app(service.desk, settings.max_body_bytes, gate), settings)
+        advice = Advice(settings.evidence, settings.prices)
+        web = web_server(create_app(service.desk, settings.max_body_bytes, gate, advice), settings)
         # uvicorn answers what is in flight, then raises the signal again, which would end us before the engine is done;
         # one that comes before it listens for signals itself is kept for it
         signal.signal(signal.SIGTERM, web.handle_exit)

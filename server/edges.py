@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import logs
 from server.errors import AdaptermuxError
 from server.failures import shaped
-from server.routes.pages import is_page
+from server.routes.pages import DECISION, is_page
 from server.trail import Trail
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -28,6 +28,8 @@ OF_PAGES = (
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     b"require-trusted-types-for 'script'; trusted-types 'none'",
 )
+# its form works without scripts too
+OF_DECISION = (OF_PAGES[0], OF_PAGES[1].replace(b"form-action 'none'", b"form-action 'self'"))
 # the documents' own script stands in the page; it can reach nothing but this server
 OF_DOCUMENTS = (
     b"content-security-policy",
@@ -83,8 +85,8 @@ def _request_id(scope: Scope) -> str:
 
 def _headers(path: str, trail: Trail) -> list[tuple[bytes, bytes]]:
     headers = [*SAFE, (b"x-request-id", trail.request_id.encode())]
-    headers.append(OF_PAGES if is_page(path) else OF_DOCUMENTS if path.startswith(DOCUMENTS) else NOTHING)
-    if is_page(path) and trail.status < 400:
+    headers.append(_policy(path))
+    if is_page(path) and path != DECISION and trail.status < 400:
         headers.append(ASK_AGAIN)
     elif not path.startswith(STATIC) or trail.status >= 400:  # caches keep a 404 too
         headers.append(NO_STORE)
@@ -95,6 +97,12 @@ def _headers(path: str, trail: Trail) -> list[tuple[bytes, bytes]]:
             f"compute;dur={trail.compute_ms:.3f}, total;dur={total_ms:.3f}"
         ).encode()))  # fmt: skip
     return headers
+
+
+def _policy(path: str) -> tuple[bytes, bytes]:
+    if path == DECISION:
+        return OF_DECISION
+    return OF_PAGES if is_page(path) else OF_DOCUMENTS if path.startswith(DOCUMENTS) else NOTHING
 
 
 def _log(scope: Scope, trail: Trail) -> None:

@@ -45,6 +45,7 @@
         ├── DeadlineExceeded       the caller's time ran out before the answer
         ├── LoadFailed             an adapter could not be brought into memory
         ├── SourceUnreachable      a source does not answer, or changed while it was read
+        ├── EvidenceFailed         what decisions rest on cannot be read
         ├── StorageFailed          our own disk is full, read-only or broken
         ├── OutOfMemory            a text does not fit into memory even alone
         └── ForwardFailed
@@ -62,6 +63,9 @@ RESTART_S = 5
 """After which another server may stand behind the address."""
 ROOM_S = 1
 """After which others may have left the memory that was wanted."""
+
+MEND_S = 30
+"""After which a file that is wrong may have been mended."""
 
 
 class AdaptermuxError(Exception):
@@ -311,6 +315,12 @@ class LoadFailed(ServiceError):
 class SourceUnreachable(ServiceError):
     status = 502
     code = "source_unreachable"
+
+
+class EvidenceFailed(ServiceError):
+    status = 503
+    code = "evidence_failed"
+    retry_after_s = MEND_S
 
 
 class StorageFailed(ServiceError):

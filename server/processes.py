@@ -206,14 +206,15 @@ def run_http(settings: Settings, address: Path, inner: socket.socket, listener: 
     """An HTTP process: answers clients until it is told to stop."""
     inner.close()
 
+    from server.advice import Advice
     from server.app import create_app
     from server.connections import web_server
     from server.gate import open_gate
     from server.remote import Remote
 
     with listener, open_gate(settings) as gate:
-        remote = Remote(address)
-        web = web_server(create_app(remote.desk(settings), settings.max_body_bytes, gate), settings)
+        remote, advice = Remote(address), Advice(settings.evidence, settings.prices)
+        web = web_server(create_app(remote.desk(settings), settings.max_body_bytes, gate, advice), settings)
         signal.signal(signal.SIGTERM, web.handle_exit)
         listener.listen(BACKLOG)
         told.send(len(remote.catalog.all()))

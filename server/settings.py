@@ -66,7 +66,11 @@ class Settings(BaseModel):
     cors_origins: str = ""
     """Origins of web pages whose scripts may call this server, with commas between: `https://app.example.org`."""
     pages: bool = True
-    """false serves no pages for people (`/`), only the API."""
+    """false serves no pages for people (`/`, `/decision`), only the API."""
+    evidence: Path | None = None
+    """Folder of rows that `/decision` and `/v1/decision` answer from; those that come with adaptermux if not given."""
+    prices: Path | None = None
+    """Table of prices (TOML) that they reckon with; examples if not given."""
     access_log: bool = False
     """true logs a line for every request: route, status, time, request id, key id and tenant."""
     otlp_endpoint: str = ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from decision.base_shape import bases
 from decision.cost import Prices
 from decision.evidence import About, Evidence
-from decision.rows import LatencyRow, MemoryRow, Row, Spread
+from decision.rows import LatencyRow, MemoryRow, QualityRow, Row, Spread, Writer
 from decision.tree import Tree
 from tests import measured
 
@@ -98,3 +99,20 @@ def tree_of(rows: Sequence[Row], about: About = ABOUT, prices: Prices = PRICES) 
 def tree() -> Tree:
     """Of all of it."""
     return tree_of([*quality(), *serving()])
+
+
+def write(folder: Path, rows: Sequence[Row], about: Mapping[str, str]) -> Path:
+    """A folder of evidence; about: kind of task -> task."""
+    folder.mkdir(exist_ok=True)
+    with Writer(folder / "rows.jsonl") as writer:
+        for row in rows:
+            writer.write(row)
+    lines = [f'{kind} = "{task}"\n' for kind, task in about.items()]
+    (folder / "evidence.toml").write_text("[task_types]\n" + "".join(lines), encoding="utf-8")
+    return folder
+
+
+def small(folder: Path) -> Path:
+    """Two of the tasks at two sizes, with all of serving."""
+    found = [row for row in quality((100, 500)) if isinstance(row, QualityRow) and row.task in ("trec", "sick")]
+    return write(folder, [*found, *serving()], {"topic": "trec", "pair": "sick"})

@@ -26,7 +26,7 @@ HTTP_SIDE = (
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
     "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
     "edges", "request_limits", "connections", "gate", "tracing", "messages", "link", "exchange", "remote", "fronts",
-    "processes", "adapter_list",
+    "processes", "adapter_list", "advice",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "base_fetch", "demo", "__main__")
 
@@ -38,7 +38,7 @@ ALLOWED = {
                  "decision.provenance", "decision.bootstrap", "decision.comparison", "decision.outcomes",
                  "decision.measured_cell"),
     "loadtest": ("decision.rows", "decision.provenance"),
-    "server": ("decision.web",),
+    "server": ("decision.web", "decision.question", "decision.answer", "decision.errors", "decision.rows"),
     "decision": (),
 }  # fmt: skip
 

@@ -218,7 +218,7 @@ def test_the_files_name_no_other_host_and_hold_no_script_or_style_in_the_page() 
             assert not re.search(r"\son\w+=|\sstyle=|<style|<script>", text), path
             for target in re.findall(r'(?:src|href)="([^"#]+)"', text):
                 assert not target.startswith("/"), "a proxy may serve the page below a path"
-                assert target in ("./", "docs", "v1/adapters", "metrics") or (FOLDER / target).is_file()
+                assert target in ("./", "decision", "docs", "v1/adapters", "metrics") or (FOLDER / target).is_file()
 
 
 def test_every_file_of_the_pages_is_in_the_wheel() -> None:

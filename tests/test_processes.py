@@ -447,6 +447,12 @@ def test_requests_are_counted_once_whichever_process_answers(server: Server) -> 
     assert server.metric(name) == before + 20
 
 
+def test_every_process_decides_alike(server: Server) -> None:
+    answers = [server.ask("GET", "/v1/decision?task_type=generation&train_rows=500") for _ in range(8)]
+    assert {status for status, _ in answers} == {200}
+    assert all(answer == answers[0] for answer in answers)
+
+
 def test_a_frozen_engine_is_replaced_and_a_supervisor_that_is_killed_leaves_nobody_behind(
     adapters: Path, bert_base: BaseModel, tmp_path: Path
 ) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from server.routes import adapters, batch, classify, operate
+from server.routes import adapters, batch, classify, decision, operate
 
-ROUTERS = (classify.router, batch.router, adapters.router, operate.router)
+ROUTERS = (classify.router, batch.router, adapters.router, decision.router, operate.router)

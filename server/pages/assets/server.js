@@ -42,6 +42,23 @@ export async function postJson(path, body, signal) {
   return parsed(await call(path, { method: "POST", body: JSON.stringify(body), signal }));
 }
 
+// A page as the server has written it, whatever its status: what is wrong stands in it. Scripts in it never run.
+export function getDocument(path) {
+  const request = new XMLHttpRequest();
+  return new Promise((resolve, reject) => {
+    request.open("GET", path);
+    request.responseType = "document";
+    request.timeout = LIMIT_MS;
+    if (key !== null) request.setRequestHeader("authorization", `Bearer ${key}`);
+    request.onload = () => {
+      if (request.responseXML?.getElementById("main")) resolve(request.responseXML);
+      else reject(new Problem(request.status, "strange answer", "the answer is no page of adaptermux; something in between has answered"));
+    };
+    request.onerror = request.ontimeout = () => reject(silence());
+    request.send();
+  });
+}
+
 async function call(path, options) {
   const headers = {};
   if (key !== null) headers.authorization = `Bearer ${key}`;
@@ -53,10 +70,14 @@ async function call(path, options) {
     text = await response.text();
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new Problem(0, "no answer", `${location.host} does not answer; it may have stopped, or the network is down`);
+    throw silence();
   }
   if (response.ok) return text;
   throw problemOf(response, text);
+}
+
+function silence() {
+  return new Problem(0, "no answer", `${location.host} does not answer; it may have stopped, or the network is down`);
 }
 
 function problemOf(response, text) {
