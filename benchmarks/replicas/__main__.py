@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,10 +47,12 @@ def main() -> int:
     parser.add_argument("--base", help="base model: a folder or a hub id (the server's default)")
     flags = parser.parse_args()
     scale = Scale(num_rounds=flags.rounds, spell_s=flags.seconds)
-    found = measure(scale, flags.base, flags.only or PARTS)
-    known = json.loads(flags.output.read_text(encoding="utf-8")) if flags.only and flags.output.exists() else {}
-    record = known | found
-    flags.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    record: dict[str, Any] = {}
+    if flags.only and flags.output.exists():
+        record = json.loads(flags.output.read_text(encoding="utf-8"))
+    for found in measure(scale, flags.base, flags.only or PARTS):
+        record |= found
+        flags.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(tables(record))
     broken = [claim for claim, holds in promises(record).items() if not holds]
     for claim in broken:
@@ -58,13 +60,29 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def measure(scale: Scale, base: str | None, parts: tuple[str, ...] | list[str]) -> dict[str, Any]:
+def measure(scale: Scale, base: str | None, parts: Collection[str]) -> Iterator[dict[str, Any]]:
+    """What the record gets: the circumstances, then one part after the other."""
     config = chart_config(NUM_REPLICAS)
     with TemporaryDirectory(prefix="adaptermux-replicas-") as scratch:
         folder = Path(scratch)
         adapters = folder / "adapters"
         make_adapters(adapters, ["lora"], NUM_ADAPTERS, base, {})
         num_bytes = sum(path.stat().st_size for path in adapters.glob(f"*/{WEIGHTS}"))
+        yield {
+            "schema": 1,
+            **facts(COMMAND),
+            "engines": {"haproxy": _version(HAPROXY, "-v"), "prometheus": _version(PROMETHEUS, "--version")},
+            "num_replicas": NUM_REPLICAS,
+            "num_adapters": NUM_ADAPTERS,
+            "adapter_bytes": num_bytes,
+            "room": ROOM,
+            "zipf_s": ZIPF_S,
+            "rate_per_s": scale.rate_per_s,
+            "crowded_rate_per_s": scale.crowded_rate_per_s,
+            "spell_s": scale.spell_s,
+            "rounds": scale.num_rounds,
+            "balance_percent": balance_of(config),
+        }
         settings: dict[str, str | int] = {
             "device": "cpu",
             "threads": 1,
@@ -85,23 +103,10 @@ def measure(scale: Scale, base: str | None, parts: tuple[str, ...] | list[str]) 
                 "death": lambda: death.kill_one(fleet, config, scale, folder),
                 "restart": lambda: restart.restart_all(fleet, config, scale, start_s, folder),
             }
-            found = {part: work[part]() for part in PARTS if part in parts}
-    return {
-        "schema": 1,
-        **facts(COMMAND),
-        "engines": {"haproxy": _version(HAPROXY, "-v"), "prometheus": _version(PROMETHEUS, "--version")},
-        "num_replicas": NUM_REPLICAS,
-        "num_adapters": NUM_ADAPTERS,
-        "adapter_bytes": num_bytes,
-        "room": ROOM,
-        "zipf_s": ZIPF_S,
-        "rate_per_s": scale.rate_per_s,
-        "crowded_rate_per_s": scale.crowded_rate_per_s,
-        "spell_s": scale.spell_s,
-        "rounds": scale.num_rounds,
-        "balance_percent": balance_of(config),
-        **found,
-    }
+            for part in PARTS:
+                if part in parts:
+                    print(f"part: {part}", file=sys.stderr)
+                    yield {part: work[part]()}
 
 
 def _version(program: str | None, flag: str) -> str:

@@ -12,9 +12,9 @@ from benchmarks.replicas.router import routing
 
 
 def restart_all(fleet: Fleet, config: str, scale: Scale, start_s: float, folder: Path) -> dict[str, Any]:
-    """start_s: how long a replica took to start before, by which the load is made long enough."""
+    """start_s: how long all of them took to start together, which is longer than one alone takes beside a load."""
     order = popularity(fleet.adapter_ids)
-    seconds = scale.spell_s + len(fleet.replicas) * (2 * start_s + 5)
+    seconds = scale.spell_s + len(fleet.replicas) * (start_s + 5)
     durations, codes = [], []
     with routing(config, fleet.ports, folder) as router:
         with sending(router.url, order, workload(scale.rate_per_s, len(order), 0), seconds) as sent:

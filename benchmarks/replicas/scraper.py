@@ -20,6 +20,7 @@ from benchmarks.replicas.fleet import LIMIT_S, free_port, until
 MONITORING = Path(__file__).parent.parent.parent / "helm" / "monitoring"
 PROMETHEUS = shutil.which("prometheus")
 EVERY = "1s"
+UP = 'up{job="adaptermux"}'
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Scraper:
 
     def _num_scraped_since(self, since_s: float) -> int:
         with suppress(OSError, urllib.error.URLError):
-            # a scrape carries the time at which it began
-            return len(self._ask(f'timestamp(up{{job="adaptermux"}} == 1) > {since_s}', None))
+            # when the last scrape began; `timestamp` of more than a name would be when we ask
+            return len(self._ask(f"timestamp({UP}) > {since_s} and {UP} == 1", None))
         return 0
 
     def _ask(self, expression: str, at_s: float | None) -> list[dict[str, Any]]:
