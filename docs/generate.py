@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs import figures, footprints, papers, published
+from docs.replicas import replicas_part
 from docs.sizing import sizing_table
 from loadtest import scenario
 from server import errors
@@ -67,6 +68,7 @@ def refreshed(text: str) -> str:
         "recomputed": published.recomputed_table,
         "settings_swing": published.settings_table,
         "sizing": sizing_table,
+        "replicas": replicas_part,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 

@@ -367,9 +367,12 @@ class Lifecycle:
             for version in pinned:
                 self._store.unpin(key_of(adapter_id, version))
             raise
-        served = {target.version for target in record.alias}
+        served, stood_for = ({target.version for target in one.alias} for one in (record, before))
         for version in served:
-            self._store.prefetch(key_of(adapter_id, version))  # and it is not retired any more
+            if stood_for and version not in stood_for:
+                self._store.prefetch(key_of(adapter_id, version))
+            else:  # of an id that is new, nobody has asked for anything: at a start these are all there are
+                self._store.keep(key_of(adapter_id, version))
         for target in before.alias:
             if target.version not in served or not record.is_pinned:
                 self._store.unpin(key_of(adapter_id, target.version))

@@ -20,6 +20,7 @@ from server.jobs import Answer, EngineHealth, Job
 from server.messages import Beat, Called, Changed, Counted, Hello, Landed, Marked, Message, Seen, Submitted
 from server.residency import Tier
 from server.settings import Settings
+from server.state_metrics import text_without_engine
 from server.tokenizer import Tokenizer
 
 
@@ -159,7 +160,10 @@ class RemoteMeter:
 
     async def text(self) -> bytes:
         keys = self._keys() if self._keys is not None else None
-        text: bytes = await asyncio.wrap_future(self._exchange.call("metrics", keys))
+        try:
+            text: bytes = await asyncio.wrap_future(self._exchange.call("metrics", keys))
+        except EngineStopped:  # a scrape that failed would be no more than a target that is down
+            return text_without_engine()
         return text
 
     def _count(self, name: str, *values: object) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +21,7 @@ from server.residency import Resident, StoreStats
 MOST_NAMED = 1000
 """Adapters in a label of `vllm:lora_requests_info`; readers give up on much longer ones."""
 NOTHING = StoreStats(*(0,) * 9)
+ENGINE_ALIVE = ("adaptermux_engine_alive", "1 while the engine works, 0 once it must be restarted, and until it is")
 STORE_GAUGES = {
     "num_known": ("adaptermux_store_adapters", "Adapters that can be asked for"),
     "num_resident": ("adaptermux_resident_adapters", "Adapters in the memory of the base model's device"),
@@ -51,7 +53,7 @@ class StateCollector(Collector):
         for field, (name, text) in STORE_COUNTERS.items():
             yield CounterMetricFamily(name, text, value=getattr(stats, field))
         yield self._resident(residents)
-        yield _gauge("adaptermux_engine_alive", "1 while the engine works, 0 once it must be restarted", health.alive)
+        yield _gauge(*ENGINE_ALIVE, health.alive)
         yield _gauge("adaptermux_engine_stalled", "1 while a forward pass takes longer than --stall-s", health.stalled)
         yield _gauge("adaptermux_waiting_texts", "Texts that wait for the engine", health.num_waiting)
         yield _gauge("adaptermux_running_texts", "Texts of the forward pass that runs", health.num_running)
@@ -81,6 +83,13 @@ class StateCollector(Collector):
         on_device = (one.adapter_id for one in residents if one.tier == "device")
         family.add_metric([str(stats.num_fitting), _list(self.waiting_adapters()), _list(on_device)], time.time())
         return family
+
+
+def text_without_engine() -> bytes:
+    """What Prometheus is given while the process that keeps all metrics is gone: that it is."""
+    registry = CollectorRegistry()
+    Gauge(*ENGINE_ALIVE, registry=registry).set(0)
+    return generate_latest(registry)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -143,8 +143,14 @@ class Store:
                 self._enqueue(entry)
         return future
 
+    def keep(self, key: str) -> None:
+        """Let a version that was retired, and is in memory still, stay there like any other."""
+        with self._changing():
+            if (entry := self._entries.get(key)) is not None:
+                entry.is_retired = False
+
     def prefetch(self, key: str) -> None:
-        """Begin to load a known version that somebody will soon acquire."""
+        """Keep a known version that somebody will soon acquire, and begin to load it."""
         with self._changing():
             if (entry := self._entries.get(key)) is not None:
                 entry.is_retired = False

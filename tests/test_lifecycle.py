@@ -107,6 +107,21 @@ def test_a_put_adapter_is_served_at_once_and_a_second_put_takes_its_place(start:
         assert "it has" in ask(client, "topics@000000000000", status=404)["detail"]
 
 
+@pytest.mark.parametrize("preload", [0, 1, 1000])
+def test_a_start_reads_no_more_adapters_than_it_is_told_to_and_has_room_for(
+    start: Start, made: Path, served: Path, preload: int
+) -> None:
+    for number in range(6):
+        shutil.copytree(made / "v0", served / f"a{number}")
+    one = (made / "v0" / "adapter_model.safetensors").stat().st_size
+    with start(preload=preload, adapter_bytes=2 * one + one // 2) as (service, client):
+        assert service.store.stats().num_loads == min(preload, 2)
+        ask(client, "a5")
+        assert service.store.stats().num_loads == min(preload, 2) + 1
+    with start(preload=0) as (service, _):
+        assert service.store.stats().num_loads == 0
+
+
 def test_the_old_version_leaves_memory_once_nobody_uses_it(start: Start, made: Path) -> None:
     with start() as (service, client):
         first = put(client, "topics", made / "v0")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,10 +26,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.replicas.fleet import free_port
+from benchmarks.replicas.router import HAPROXY, on_loopback
 from tests.chart import CHART, CLUSTERS, documented, router_config, yaml
 from tests.serving import LIMIT_S, until
 
-HAPROXY = shutil.which("haproxy") or shutil.which("/usr/sbin/haproxy")
 ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
 ENVOY_CONFIG = CHART / "variants" / "envoy.yaml"
 ADAPTERS = [f"adapter-{number}" for number in range(60)]
@@ -38,10 +41,10 @@ needs_envoy = pytest.mark.skipif(ENVOY is None, reason="needs envoy (the extra `
 
 
 class Replica:
-    """Answers with its number. hangs_up: closes the connection instead, after reading the request."""
+    """Answers with its number. hangs_up, resets: ends the connection instead, after reading the request."""
 
     def __init__(self, number: int) -> None:
-        self.hangs_up = False
+        self.hangs_up = self.resets = False
         self.paths: list[str] = []
         replica = self
 
@@ -52,7 +55,10 @@ class Replica:
                 self.rfile.read(int(self.headers.get("content-length") or 0))
                 if self.path != "/health/ready":
                     replica.paths.append(self.path)
-                    if replica.hangs_up:
+                    if replica.resets:  # what a client sees of a process that is killed before it has read all
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        os.close(self.connection.detach())
+                    if replica.hangs_up or replica.resets:
                         self.close_connection = True
                         return
                 body = str(number).encode()
@@ -119,19 +125,9 @@ class Front:
         return seen == {(200, str(number)) for number in range(len(self.replicas))}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def haproxy_text(replicas: list[Replica], port: int) -> str:
     text = router_config({"replicas": NUM_REPLICAS, "router": {"balancePercent": 1000}})
-    text = text.replace("bind :8080", f"bind 127.0.0.1:{port}").replace("bind :8404", f"bind 127.0.0.1:{free_port()}")
-    text = text.replace(" resolvers cluster init-addr none", "")
-    for number, replica in enumerate(replicas):
-        text, count = re.subn(rf"(server replica-{number}) \S+", rf"\1 127.0.0.1:{replica.port}", text)
-        assert count == 1
-    return text
+    return on_loopback(text, port, free_port(), [replica.port for replica in replicas])
 
 
 def envoy_text(replicas: list[Replica], port: int) -> str:
@@ -278,14 +274,15 @@ def test_a_dead_replica_moves_its_own_adapters_only_and_they_come_back(haproxy: 
 
 
 @needs_haproxy
-def test_a_replica_that_hangs_up_is_asked_elsewhere_only_where_nothing_is_done_twice(haproxy: Front) -> None:
+@pytest.mark.parametrize("way", ["hangs_up", "resets"])
+def test_a_replica_that_hangs_up_is_asked_elsewhere_only_where_nothing_is_done_twice(haproxy: Front, way: str) -> None:
     homes = haproxy.homes()
-    adapter = next(adapter for adapter, home in homes.items() if home == 2)
-    haproxy.replicas[2].hangs_up = True
-    status, number = haproxy.ask(f"/v1/adapters/{adapter}/classify")
-    assert (status, number) in {(200, "0"), (200, "1")}
+    setattr(haproxy.replicas[2], way, True)
+    for adapter in [adapter for adapter, home in homes.items() if home == 2]:
+        status, number = haproxy.ask(f"/v1/adapters/{adapter}/classify")
+        assert (status, number) in {(200, "0"), (200, "1")}
     for replica in haproxy.replicas:
-        replica.hangs_up = True
+        setattr(replica, way, True)
         replica.paths.clear()
     assert haproxy.ask("/v1/classify/batch")[0] == 502
     assert [path for replica in haproxy.replicas for path in replica.paths] == ["/v1/classify/batch"]

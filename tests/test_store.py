@@ -530,11 +530,14 @@ def test_a_version_that_is_retired_while_it_is_loaded_serves_those_who_wait_and_
     assert store.stats().resident_bytes == 0
 
 
-def test_a_version_that_an_alias_comes_back_to_stays(bert_base: BaseModel, folders: list[AdapterFolder]) -> None:
+@pytest.mark.parametrize("way", [Store.keep, Store.prefetch])
+def test_a_version_that_an_alias_comes_back_to_stays(
+    bert_base: BaseModel, folders: list[AdapterFolder], way: Callable[[Store, str], None]
+) -> None:
     store, key = make(bert_base, folders, 3), f"a0@{folders[0].version}"
     adapter = ask(store, folders[0]).result(WAIT_S)
     store.retire(key)
-    store.prefetch(key)
+    way(store, key)
     store.release(adapter)
     assert store.stats().num_resident == 1
 
