@@ -63,6 +63,10 @@ bench-flood: $(VENV)/.dev  ## measure what an adapter that is asked ten times it
 bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under one load, in one interleaved run
 	$(BIN)/python -m benchmarks.peers
 
+.PHONY: scaling
+scaling: $(VENV)/.dev  ## simulate fleets with measured service times: three minutes
+	$(BIN)/python -m benchmarks.scaling
+
 peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
 
 gpu-evidence:  ## measure passes and memory on this machine's GPU, with the python at hand where there is no .venv; BASE=folder
