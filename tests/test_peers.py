@@ -178,14 +178,16 @@ def turns(service: str, case: str, *figures: tuple[float, float]) -> dict[str, l
 def test_ratios_are_of_one_round_and_against_the_faster_of_a_peers_settings() -> None:
     found = summary(
         turns("adaptermux", "mix", (100, 2), (50, 2), (90, 2))
+        | turns("adaptermux", "mix, HTTP process", (200, 2), (200, 2), (200, 2))
         | turns("adaptermux", "base", (100, 2), (100, 2), (100, 2))
         | turns("infinity", "threads 1", (50, 4), (50, 4), (30, 3))
         | turns("infinity", "default threads", (40, 9), (40, 9), (80, 9))
     )
     assert found["compared_with"]["infinity"] == "infinity, threads 1"
-    assert found["requests_per_s_ratios"]["infinity"] == {"median": 2.0, "low": 1.0, "high": 3.0}
-    assert found["cpu_ratios"]["infinity"] == {"median": 2.0, "low": 1.5, "high": 2.0}
-    assert found["requests_per_s_ratios"]["base"]["median"] == 0.9
+    assert found["requests_per_s_ratios"]["mix"]["infinity"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert found["cpu_ratios"]["mix"]["infinity"] == {"median": 2.0, "low": 1.5, "high": 2.0}
+    assert found["requests_per_s_ratios"]["mix"]["base"]["median"] == 0.9
+    assert found["requests_per_s_ratios"]["mix, HTTP process"]["infinity"]["median"] == 4.0
 
 
 RIGHT = {"model": "base", "data": [[{"label": "LABEL_0", "score": 0.9}, {"label": "LABEL_1", "score": 0.1}]]}

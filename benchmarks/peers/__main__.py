@@ -4,11 +4,12 @@
     python -m benchmarks.peers
 
 32 clients that wait for their answers (closed loop), one text a request, skewed lengths (about 20 tokens in the mean,
-at most 128). Asked are our server with 64 hot adapters of four methods, our server with a head alone, which is the
-base without adapters, plain peft with the same 64 adapters (`benchmarks.peers.set_adapter`), and infinity with one
-classifier and no adapters (`benchmarks.peers.infinity`), where it is installed. All run from the start, and each gets
-the load in turn, round by round, in another order each time. Peers run twice: with the threads that our server has by
-default, and with those that they take by themselves; the ratios are against the faster. Fails if a request did.
+at most 128). Asked are our server with 64 hot adapters of four methods, as it starts by itself and with `--http-
+processes 1`, our server with a head alone, which is the base without adapters, plain peft with the same 64 adapters
+(`benchmarks.peers.set_adapter`), and infinity with one classifier and no adapters (`benchmarks.peers.infinity`), where
+it is installed. All run from the start, and each gets the load in turn, round by round, in another order each time.
+Peers run twice: with the threads that our server has by default, and with those that they take by themselves; the
+ratios are against the faster. Fails if a request did.
 
 Requests a second suffer from whatever else the machine does; the processor time that a service spends on a request
 suffers less, and stands beside them.
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import infinity
-from benchmarks.peers.contenders import BASE, MIX, OURS, Contender, make_adapters, running
+from benchmarks.peers.contenders import BASE, FRONTED, MIX, OURS, Contender, make_adapters, running
 from benchmarks.timing import machine
 from decision.provenance import provenance
 from decision.rows import LatencyRow, Writer
@@ -67,7 +68,7 @@ def main() -> int:
         print("infinity is not installed and left out; `make peers` installs it", file=sys.stderr)
     span = Span(flags.warmup_s, flags.duration_s)
     record: dict[str, Any] = {
-        "schema": 1, "command": COMMAND, "rounds": flags.rounds, "duration_s": flags.duration_s, **machine(),
+        "schema": 2, "command": COMMAND, "rounds": flags.rounds, "duration_s": flags.duration_s, **machine(),
     }  # fmt: skip
     num_errors = 0
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -87,17 +88,17 @@ def main() -> int:
 
 
 def summary(rounds: Rounds) -> dict[str, Any]:
-    """Medians over the rounds, and how many times as fast ours on the mix is as every other."""
+    """Medians over the rounds, and how many times as fast each of ours on the mix is as every other."""
     speed = {name: [turn.row.throughput_per_s for turn in turns] for name, turns in rounds.items()}
     economy = {name: [1 / turn.cpu_ms for turn in turns] for name, turns in rounds.items()}
-    ours, base = f"{OURS}, {MIX}", f"{OURS}, {BASE}"
-    others = {"base": base}
-    for name in sorted(speed.keys() - {ours, base}, key=lambda name: statistics.median(speed[name])):
+    ours = {case: name for case in (MIX, FRONTED) if (name := f"{OURS}, {case}") in speed}
+    others = {"base": (base := f"{OURS}, {BASE}")}
+    for name in sorted(speed.keys() - {*ours.values(), base}, key=lambda name: statistics.median(speed[name])):
         others[name.partition(",")[0]] = name  # the faster one stays
     return {
         "compared_with": others,
-        "requests_per_s_ratios": {key: _ratio(speed[ours], speed[name]) for key, name in others.items()},
-        "cpu_ratios": {key: _ratio(economy[ours], economy[name]) for key, name in others.items()},
+        "requests_per_s_ratios": {case: _ratios(speed, name, others) for case, name in ours.items()},
+        "cpu_ratios": {case: _ratios(economy, name, others) for case, name in ours.items()},
         "requests_per_s": {name: round(statistics.median(values), 1) for name, values in speed.items()},
         "cpu_ms": {name: round(statistics.median(turn.cpu_ms for turn in turns), 2) for name, turns in rounds.items()},
         "p50_ms": {name: _latency(turns, "p50") for name, turns in rounds.items()},
@@ -131,6 +132,10 @@ def _cpu_s(measured: Measured) -> float:
     assert first.cpu_s is not None, "the services are our own processes"
     assert last.cpu_s is not None, "the services are our own processes"
     return (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s)
+
+
+def _ratios(values: Mapping[str, Sequence[float]], ours: str, others: Mapping[str, str]) -> dict[str, Any]:
+    return {key: _ratio(values[ours], values[name]) for key, name in others.items()}
 
 
 def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:

@@ -26,7 +26,8 @@ from training import dummy
 METHODS = ("lora", "ia3", "prefix", "bottleneck")
 BASE_METHOD = "head"
 """An adapter of this method is the base model without one, and a head."""
-OURS, MIX, BASE = "adaptermux", "mix", "base"
+OURS, MIX, FRONTED, BASE = "adaptermux", "mix", "mix, HTTP process", "base"
+"""Ours, and its cases: as it starts by itself, the same with `--http-processes 1`, and the bare base."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ def running(adapters: Path, state: Path, dtype: str) -> Iterator[list[Contender]
         )
 
     with ExitStack() as stack:
-        ours = stack.enter_context(started(adapters, {"dtype": dtype}, state))
+        ours = stack.enter_context(started(adapters, {"dtype": dtype}, state / "one"))
+        fronted = stack.enter_context(started(adapters, {"dtype": dtype, "http_processes": 1}, state / "two"))
         found = [
             contender(MIX, OURS, ours, mix, None),
+            contender(FRONTED, OURS, fronted, mix, None),
             contender(BASE, OURS, ours, _of(BASE_METHOD, names), None),
         ]
         for threads in (default_threads(), None):
