@@ -218,7 +218,7 @@ RULE = Rule("test", 2, 20, rate_per_s=60.0)
 
 
 def test_the_autoscaler_wants_the_replicas_that_the_metric_asks_for() -> None:
-    course = follow(RULE, CURVE, autoscaler.step(1800, 300, 100.0, 480.0))
+    course = follow(RULE, CURVE, autoscaler.step(1800, 300, 100.0, 470.0))
     assert course.replicas[-1] == 8
     assert course.replicas.max() <= 9
     assert course.ready[300 + 30] == 2  # the new ones take a minute to start

@@ -30,7 +30,8 @@ class Ruled:
     """What a rule did on a course. late: parts of the requests beyond the limit, of 100 ms and of the alert's.
 
     first_s: from the change of the traffic to the first replica more that is ready; settled_s: until the 95th
-    percentile stays within the limit. most_over_need: the most replicas over what the traffic needs at its highest. None: never.
+    percentile stays within the limit. most_over_need: the most replicas over what the traffic needs at its highest.
+    None: never.
     """
 
     course: str
@@ -135,7 +136,7 @@ def ruled(setting: Setting, found: Curve) -> list[Ruled]:
             start = 5 if name == "steady" else 6 if name == "day" else None
             course = follow(rule, found, rates, setting.seed, start)
             rows.append(_row(setting, name, rule.name, course, changed_s, max(rates) / each))
-        number = int(np.ceil(max(rates) / each))
+        number = int(np.ceil(max(rates) / each / setting.prices.headroom))
         fixed = follow(Rule("fixed", number, number), found, rates, setting.seed)
         rows.append(_row(setting, name, "as many as the highest needs", fixed, changed_s, max(rates) / each))
     return rows

@@ -32,7 +32,7 @@ class Live:
 
 
 def compared(record: Mapping[str, Any], pace: Pace, load_s: float) -> list[Live]:
-    """record: benchmarks/results/replicas.json. Replicas begin as there: each adapter was asked once, the rarest first."""
+    """record: benchmarks/results/replicas.json. As there, each adapter was asked once before, the rarest first."""
     found = []
     for routing, policy in ROUTINGS.items():
         if routing not in record.get("affinity", {}):

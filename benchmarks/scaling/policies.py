@@ -75,8 +75,8 @@ class BoundedHash:
     """The adapter's home, or where that has its fill the next one on the ring that has not.
 
     Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent hashing with bounded loads", as HAProxy counts: no replica
-    has more of the router's requests than its part of all, one more included, times the bound; rounded up in sum, and no
-    less than one. bound_percent: None leaves replicas without a bound.
+    has more of the router's requests than its part of all, one more included, times the bound; rounded up in sum, and
+    no less than one. bound_percent: None leaves replicas without a bound.
     """
 
     ring: Ring

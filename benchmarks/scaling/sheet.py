@@ -84,7 +84,9 @@ def _cards(setting: Setting) -> list[Line]:
 def _http(part: str, http_s: float) -> list[Line]:
     line = partial(Line, part)
     return [
-        line("a request beside the engine", f"{http_s * 1e3:.2f} CPU ms", "measured", "benchmarks/results/service.json"),
+        line(
+            "a request beside the engine", f"{http_s * 1e3:.2f} CPU ms", "measured", "benchmarks/results/service.json"
+        ),
         line("cores for that in all", f"{RATE_PER_S * http_s:,.0f}", "derived", "rate times processor time"),
         line("HTTP processes of a replica", f"{HTTP_PROCESSES}", "assumed", "`--http-processes`"),
         line("texts a second of these", f"{HTTP_PROCESSES / http_s:,.0f}", "derived", "processes over processor time"),
@@ -127,7 +129,9 @@ def _around(setting: Setting) -> list[Line]:
     ]
     if known is not None:
         of_names = known * CELL_ADAPTERS / GIB
-        lines.append(line("memory for a cell's list", f"{of_names:.1f} GiB", "derived", "measured up to 1,000 adapters"))
+        lines.append(
+            line("memory for a cell's list", f"{of_names:.1f} GiB", "derived", "measured up to 1,000 adapters")
+        )
     return lines
 
 
