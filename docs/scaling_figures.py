@@ -57,7 +57,6 @@ def bounds_figure() -> bytes:
             axes.set_xscale("log")
             axes.set_xticks([110, 150, 200, 300, 500, 1000], ["110", "150", "200", "300", "500", "1000"])
             axes.minorticks_off()
-        right.set_yscale("log")
         _label(left, "bound, percent", "hit rate")
         _label(right, "bound, percent", "p95, ms")
         return _svg(figure)
