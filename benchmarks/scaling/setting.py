@@ -33,7 +33,6 @@ class Scaling(BaseModel):
     model_config = ConfigDict(frozen=True)
     queue_ms: float = Field(alias="queueMs")
     cpu_percent: float = Field(alias="cpuPercent")
-    texts_per_s: float = Field(0, alias="textsPerS")
     scale_down_s: int = Field(alias="scaleDownS")
 
 
