@@ -15,7 +15,7 @@ IMAGE ?= adaptermux:$(VERSION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers bench-replicas peers gpu-check gpu-evidence grid evidence report docs clean
+.PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers bench-replicas scaling peers gpu-check gpu-evidence grid evidence report docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train  ## train two adapters, serve them, ask them something; ONCE=1 stops afterwards
@@ -65,6 +65,9 @@ bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under
 
 bench-replicas: $(VENV)/.dev  ## measure three replicas behind the router; needs haproxy and prometheus
 	$(BIN)/python -m benchmarks.replicas
+
+scaling: $(VENV)/.dev  ## simulate fleets with measured service times: three minutes
+	$(BIN)/python -m benchmarks.scaling
 
 peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
 

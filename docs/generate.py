@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
-from docs import figures, footprints, papers, published
+from docs import figures, footprints, papers, published, scaling, scaling_figures
 from docs.replicas import replicas_part
 from docs.sizing import sizing_table
 from loadtest import scenario
@@ -40,7 +40,7 @@ def main() -> int:
         if fresh != text:
             path.write_text(fresh, encoding="utf-8")
             print(f"wrote {path.name}")
-    for name, draw in figures.FIGURES.items():
+    for name, draw in (figures.FIGURES | scaling_figures.FIGURES).items():
         (DOCS / "figures" / f"{name}.svg").write_bytes(draw())
     try:
         for paper in papers.papers():
@@ -69,6 +69,7 @@ def refreshed(text: str) -> str:
         "settings_swing": published.settings_table,
         "sizing": sizing_table,
         "replicas": replicas_part,
+        **scaling.PARTS,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 

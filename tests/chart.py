@@ -46,6 +46,8 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "a local cache": {"state": {"persistence": True, "storageClass": "fast", "size": "50Gi"}},
     "an HPA": {"autoscaling": {"enabled": True}},
     "KEDA": {"autoscaling": {"enabled": True, "kind": "keda", "maxReplicas": 4}},
+    "an HPA by tokens": {"autoscaling": {"enabled": True, "tokensPerS": 4000, "queueMs": 0, "cpuPercent": 0}},
+    "KEDA by tokens": {"autoscaling": {"enabled": True, "kind": "keda", "tokensPerS": 4000, "queueMs": 0}},
     "an ingress": {"ingress": {"enabled": True, "className": "nginx", "tls": [{"secretName": "tls"}]}},
     "a gateway": {
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["adaptermux.example.org"]}

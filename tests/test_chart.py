@@ -276,7 +276,10 @@ def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
         ({"base": {"name": "x"}}, "neither base.source nor base.claim"),
         ({"base": {"claim": "x"}}, "base.name is empty"),
         ({"autoscaling": {"enabled": True, "minReplicas": 9}}, "autoscaling.minReplicas is 9"),
-        ({"autoscaling": {"enabled": True, "queueMs": 0, "cpuPercent": 0}}, "queueMs and cpuPercent are both 0"),
+        (
+            {"autoscaling": {"enabled": True, "queueMs": 0, "cpuPercent": 0}},
+            "queueMs, tokensPerS and cpuPercent are all 0",
+        ),
         ({"auth": {"secret": "x"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.key.secret is empty"),
         ({"auth": {"secret": "x"}, "loadTest": {"enabled": True}}, "loadTest.key.secret is empty"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
