@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
-from docs import figures, footprints, papers, published
+from docs import cases, experiment, figures, findings, footprints, papers, published, service
 from docs.sizing import sizing_table
 from loadtest import scenario
 from server import errors
@@ -67,6 +67,21 @@ def refreshed(text: str) -> str:
         "recomputed": published.recomputed_table,
         "settings_swing": published.settings_table,
         "sizing": sizing_table,
+        "candidates": experiment.candidates_table,
+        "tasks": experiment.tasks_table,
+        "coverage": experiment.coverage_part,
+        "headline": experiment.headline_table,
+        "accuracies": experiment.accuracies_table,
+        "details": experiment.details_table,
+        "example": experiment.example_table,
+        "findings": findings.findings_part,
+        "doubts": findings.doubts_part,
+        "serving": service.serving_table,
+        "strains": service.serving_part,
+        "cases": cases.cases_part,
+        "cases_short": cases.cases_table,
+        "room": cases.room_table,
+        "tree_basis": experiment.basis_part,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
