@@ -178,7 +178,7 @@ def _yardstick_because(quality: TaskQuality, rows: int) -> str:
     if better:
         return f"shown to be better than the reference, `{quality.reference}`"
     if quality.yardstick(rows) == quality.reference:
-        return "the reference, named beforehand"
+        return "the reference"
     why = f"where the reference, `{quality.reference}`, was not measured" if quality.reference else "as none was named"
     return f"the best of all, {why}: in part by luck"
 

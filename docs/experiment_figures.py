@@ -57,7 +57,8 @@ def accuracy_figure() -> bytes:
     """A panel a task: accuracy over the number of rows."""
     cells = evidence.cells()
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    shown = [one.name for one in evidence.plan().candidates if one.name in headlines() or one.method in BASELINES]
+    floors = set(BASELINES) - {MAJORITY}
+    shown = [one.name for one in evidence.plan().candidates if one.name in headlines() or one.method in floors]
     looks = looks_of(cells)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 2.5), layout="constrained")
@@ -66,9 +67,8 @@ def accuracy_figure() -> bytes:
             floor = min(one.accuracy.low for cell in own for one in cell.standings if one.candidate in headlines())
             for index, name in enumerate(shown):
                 found = [(cell, one) for cell in own if (one := evidence.standing(cell, name)) is not None]
-                if not found or found[0][1].method == MAJORITY:
-                    continue
-                _line(axes, found, looks[name].colour, looks[name].marker, 1 + 0.035 * (index - len(shown) / 2))
+                if found:
+                    _line(axes, found, looks[name].colour, looks[name].marker, 1 + 0.035 * (index - len(shown) / 2))
             sizes = [cell.train_rows for cell in own]
             axes.set_xscale("log")
             axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
@@ -78,8 +78,7 @@ def accuracy_figure() -> bytes:
             axes.set_title(task)
             axes.set_xlabel("training rows")
         figure.axes[0].set_ylabel("test accuracy, %")
-        names = [name for name in shown if looks[name].marker != "*" or name != MAJORITY]
-        handles = [_handle(name, looks[name].colour, looks[name].marker) for name in names]
+        handles = [_handle(name, looks[name].colour, looks[name].marker) for name in shown if name in looks]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.1)
         return _svg(figure)
 

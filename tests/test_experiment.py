@@ -17,6 +17,7 @@ from decision.listing import picture
 from decision.rows import Predictions, QualityRow, Row, Writer, read
 from decision.tree import Shortlist
 from docs import cases, evidence, experiment, experiment_figures, findings, generate, tables
+from docs.experiment_figures import TREE_IN
 from tests import planted
 from tests.test_decision_quality import twin
 
@@ -188,7 +189,7 @@ def test_where_ends_are_too_many_for_the_page_neighbours_are_drawn_as_one() -> N
 
 def test_the_drawing_for_print_is_the_same_each_time() -> None:
     tree = planted.tree()
-    assert picture(tree, 7, 9) == picture(tree, 7, 9)
+    assert picture(tree, *TREE_IN) == picture(tree, *TREE_IN)  # a whole grid fits on the page
 
 
 def test_a_difference_is_judged_alike_in_documents_and_in_the_tree() -> None:
