@@ -97,6 +97,7 @@ class TaskQuality:
         self._runs_of: dict[tuple[int, str], list[QualityRow]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             self._runs_of.setdefault((run.train_rows, run.candidate), []).append(run)
+        self._better: dict[tuple[int, tuple[str, ...]], list[str]] = {}
         self._cells: dict[int, MeasuredCell] = {}
         self._accuracies: dict[tuple[int, str], Interval] = {}
         self._differences: dict[tuple[int, str, str], Interval | None] = {}
@@ -137,9 +138,10 @@ class TaskQuality:
 
         Empty where the reference was not measured.
         """
-        leads = self._leads(num_rows)
-        found = [name for name, is_better in zip(leads, shown_better(list(leads.values())), strict=True) if is_better]
-        return sorted(found, key=lambda name: -leads[name].value)
+        key = self._near(num_rows), tuple(self._ordered(num_rows))
+        if key not in self._better:
+            self._better[key] = self._shown_better(num_rows)
+        return self._better[key]
 
     def yardstick(self, num_rows: int) -> str | None:
         """What candidates are judged against: the reference, or the first of those that are shown to be better.
@@ -247,6 +249,11 @@ class TaskQuality:
         """The measured size that is nearest, in the logarithm."""
         between = self._between(num_rows)
         return between.lower if between.share < 0.5 else between.upper
+
+    def _shown_better(self, num_rows: int) -> list[str]:
+        leads = self._leads(num_rows)
+        found = [name for name, is_better in zip(leads, shown_better(list(leads.values())), strict=True) if is_better]
+        return sorted(found, key=lambda name: -leads[name].value)
 
     def _leads(self, num_rows: int) -> dict[str, Interval]:
         """Of every other candidate over the reference, at the nearest measured size."""

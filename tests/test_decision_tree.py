@@ -63,7 +63,7 @@ measured_here = questions(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=60)
 @given(questions())
 def test_every_question_has_an_answer_or_a_reason(question: Question) -> None:
     answer = planted.tree().answer(question)
@@ -88,7 +88,7 @@ def again() -> Tree:
     return planted.tree_of([*planted.quality(), *planted.serving()][::-1])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(question=questions())
 def test_the_answer_is_the_same_whatever_the_order_of_rows(again: Tree, question: Question) -> None:
     assert again.answer(question) == planted.tree().answer(question)
@@ -112,7 +112,7 @@ LOOSER: dict[str, Callable[[Any, float], Any]] = {
 
 
 @pytest.mark.parametrize("field", LOOSER)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(question=measured_here, factor=st.floats(1, 50))
 def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
     field: str, question: Question, factor: float
@@ -131,7 +131,7 @@ def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
         assert second <= first * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(question=measured_here, more=st.integers(1, 3_000))
 def test_more_rows_never_lower_the_expected_accuracy_of_what_was_chosen(question: Question, more: int) -> None:
     tree = planted.tree()
