@@ -83,7 +83,7 @@ class Option(_Record):
     method: str
     accuracy: Share | None
     difference: Share | None
-    """Less the best."""
+    """Less the answer's yardstick."""
     quality: QualityVerdict | None
     """None: not measured here."""
     serving: Literal["meets", "misses", "not measured"]
@@ -113,7 +113,10 @@ class Answer(_Record):
     runner_up: Option | None
     runner_up_because: str
     full: Share | None
-    """What fine-tuning all weights, a copy of the base a task, would bring beyond the best candidate."""
+    """What fine-tuning all weights, a copy of the base a task, would bring beyond the yardstick."""
+    yardstick: str | None = None
+    """The candidate that the others are judged against; None where nothing was measured."""
+    yardstick_because: str = ""
     options: tuple[Option, ...]
     path: tuple[Step, ...]
     basis: tuple[Basis, ...]
@@ -153,14 +156,16 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield f"  confidence: {answer.confidence}; {answer.confidence_because}"
     if answer.choice is not None:
         yield ""
-        yield from _option(answer.choice)
+        yield from _option(answer.choice, answer.yardstick)
         yield f"  settings    {_settings(answer.settings)}"
     if answer.full is not None:
-        yield f"  full        fine-tuning all weights, a copy a task: {points(answer.full)}"
+        yield f"  full        fine-tuning all weights, a copy a task: {points(answer.full)} to `{answer.yardstick}`"
+    if answer.yardstick is not None:
+        yield f"  judged by   `{answer.yardstick}`, {answer.yardstick_because}"
     if answer.runner_up is not None:
         yield ""
         yield f"runner-up: {answer.runner_up.candidate}; {answer.runner_up_because}"
-        yield from _option(answer.runner_up)
+        yield from _option(answer.runner_up, answer.yardstick)
     yield ""
     yield "path"
     for number, step in enumerate(answer.path, 1):
@@ -177,9 +182,10 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield f"  - {describe(basis)}"
 
 
-def _option(option: Option) -> Iterator[str]:
+def _option(option: Option, yardstick: str | None) -> Iterator[str]:
     if option.accuracy is not None:
-        lost = f"; {points(option.difference)} to the best" if option.difference and option.difference.value else ""
+        lost = f"; {points(option.difference)} to `{yardstick}`" if option.difference is not None else ""
+        lost = "" if option.candidate == yardstick else lost
         yield f"  accuracy    {percent(option.accuracy)}{lost}"
     yield f"  adapter     {size(option.adapter_bytes)}"
     if option.texts_per_s is not None and option.p95_ms is not None:

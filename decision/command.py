@@ -107,7 +107,7 @@ def _add_question(parser: argparse.ArgumentParser, leaves_out: Sequence[str] = (
 
 
 def _ask(flags: argparse.Namespace) -> int:
-    answer = _tree(flags).answer(_question(flags))
+    answer = _tree(flags).answer(question_of(flags))
     print(answer.model_dump_json(indent=2) if flags.json else answer.text(), end="\n" if flags.json else "")
     return 0
 
@@ -116,7 +116,7 @@ def _sensitivity(flags: argparse.Namespace) -> int:
     from decision.sensitivity import sensitivity
 
     field = flags.move.lstrip("-").replace("-", "_")
-    spans = sensitivity(_tree(flags), _question(flags), field, flags.low, flags.high)
+    spans = sensitivity(_tree(flags), question_of(flags), field, flags.low, flags.high)
     for span in spans:
         if flags.json:
             print(json.dumps(span.record()))
@@ -129,7 +129,7 @@ def _matrix(flags: argparse.Namespace) -> int:
     from decision.matrix import matrix, render
 
     tree = _tree(flags)
-    question = _question(flags, task_type=tree.task_types()[0], train_rows=1)
+    question = question_of(flags, task_type=tree.task_types()[0], train_rows=1)
     print(render(matrix(tree, question, flags.rows), flags.format), end="")
     return 0
 
@@ -160,7 +160,8 @@ def _tree(flags: argparse.Namespace) -> Tree:
     return Tree(Evidence.read(flags.evidence or FOLDER), Prices.read(flags.prices or FILE))
 
 
-def _question(flags: argparse.Namespace, **others: Any) -> Question:
+def question_of(flags: argparse.Namespace, **others: Any) -> Question:
+    """What flags ask. Raises QuestionError."""
     from decision.question import Question, ask
 
     values: dict[str, Any] = vars(flags) | others

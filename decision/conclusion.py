@@ -1,4 +1,4 @@
-"""What follows at an end of the tree: of the candidates that are not worse, the cheapest that meets the limits."""
+"""What follows at an end of the tree: of the candidates that are good enough, the cheapest that meets the limits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def conclude_measured(
     serving: Serving,
     prices: Prices,
 ) -> Answer:
-    """names: of the candidates that are not worse than the best."""
+    """names: of the candidates that are not worse than the yardstick."""
     rows = question.train_rows
     judged = [
         _Judged(one, fit(one.candidate, question, serving, prices, evidence.about.base))
@@ -76,8 +76,9 @@ def conclude_measured(
     feasible = sorted((one for one in good if one.is_feasible), key=lambda one: one.price)
     choice = feasible[0] if feasible else None
     missing = _quality_gaps(question, quality, evidence)
+    yardstick = quality.yardstick(rows)
     runner_up, runner_up_because = _runner_up(choice, judged, quality, rows)
-    verdict, because = _verdict(choice, good, judged)
+    verdict, because = _verdict(choice, good, judged, yardstick)
     if choice is None:
         missing += [gap for one in good for gap in one.fit.gaps]
     else:
@@ -88,7 +89,7 @@ def conclude_measured(
         named = _listed(one.standing.candidate.name for one in undecided)
         missing.append(
             Gap(
-                f"whether {named} {'is' if len(undecided) == 1 else 'are'} worse than the best by more than {POINTS}: "
+                f"whether {named} {'loses' if len(undecided) == 1 else 'lose'} more than {POINTS} to `{yardstick}`: "
                 "more seeds would tell",
                 evidence.about.quality_command,
             )
@@ -107,6 +108,8 @@ def conclude_measured(
         runner_up=None if runner_up is None else runner_up.option(),
         runner_up_because=runner_up_because,
         full=None if full is None else Share.of(full),
+        yardstick=yardstick,
+        yardstick_because=_yardstick_because(quality, rows),
         options=tuple(one.option() for one in sorted(judged, key=lambda one: -one.standing.accuracy.value)),
         path=tuple(path),
         basis=(
@@ -170,23 +173,36 @@ def conclude_unmeasured(question: Question, path: Sequence[Step], what: str, com
     )
 
 
-def _verdict(choice: _Judged | None, good: Sequence[_Judged], judged: Sequence[_Judged]) -> tuple[Verdict, str]:
+def _yardstick_because(quality: TaskQuality, rows: int) -> str:
+    better = quality.better_than_reference(rows)
+    if better:
+        return f"shown to be better than the reference, `{quality.reference}`"
+    if quality.yardstick(rows) == quality.reference:
+        return "the reference"
+    why = f"where the reference, `{quality.reference}`, was not measured" if quality.reference else "as none was named"
+    return f"the best of all, {why}: in part by luck"
+
+
+def _verdict(
+    choice: _Judged | None, good: Sequence[_Judged], judged: Sequence[_Judged], yardstick: str | None
+) -> tuple[Verdict, str]:
+    enough = f"lose no more than {POINTS} to `{yardstick}`"
     if choice is not None:
         name = choice.standing.candidate.name
         rivals = len([one for one in good if one.is_feasible])
         if len(good) == 1:
-            return "use", f"`{name}` did best and meets the limits; no other is shown to be within {POINTS} of it."
+            return "use", f"`{name}` meets the limits, and no other is shown to lose no more than {POINTS} to it."
         if rivals == 1:
-            return "use", f"`{name}` alone, of {len(good)} that are within {POINTS} of the best, meets the limits."
-        return "use", f"`{name}` is the cheapest of {rivals} that are within {POINTS} of the best and meet the limits."
+            return "use", f"`{name}` alone, of {len(good)} that are shown to {enough}, meets the limits."
+        return "use", f"`{name}` is the cheapest of {rivals} that are shown to {enough}, and meet the limits."
     listed = "; ".join(f"`{one.standing.candidate.name}`: {one.fit.why}" for one in good)
     unsure = [one for one in judged if one.standing.verdict == "undecided" and one.fit.status != "misses"]
     if any(one.fit.status == "not measured" for one in good):
-        return "undecided", f"What is not worse was not measured in serving as asked ({listed})."
+        return "undecided", f"What is good enough was not measured in serving as asked ({listed})."
     if unsure:
         named = _listed(one.standing.candidate.name for one in unsure)
-        return "undecided", f"What is not worse misses the limits ({listed}); of {named} it is not known to be worse."
-    return "infeasible", f"What is not worse misses the limits ({listed})."
+        return "undecided", f"What is good enough misses the limits ({listed}); whether {named} is, is not known."
+    return "infeasible", f"What is good enough misses the limits ({listed})."
 
 
 def _runner_up(
@@ -199,7 +215,7 @@ def _runner_up(
     good = sorted((one for one in others if one.is_good), key=lambda one: one.price)
     if choice is None:
         found = max(others, key=lambda one: one.standing.accuracy.value)
-        return found, f"it meets the limits, {points(found.standing.difference)} to the best"
+        return found, f"it meets the limits, {points(found.standing.difference)} to `{quality.yardstick(rows)}`"
     found = good[0] if good else max(others, key=lambda one: one.standing.accuracy.value)
     difference = quality.difference(found.standing.candidate.name, choice.standing.candidate.name, rows)
     lost = "" if difference is None else f"{points(difference)} to the choice"
@@ -253,9 +269,12 @@ def _quality_gaps(question: Question, quality: TaskQuality, evidence: Evidence) 
     longest = max(question.max_tokens or 0, question.mean_tokens or 0)
     if quality.max_length is not None and longest > quality.max_length:
         found.append(Gap(f"texts of {longest:g} tokens; training cut them at {quality.max_length}", command))
-    lacking = _lacking(quality.names(question.train_rows), quality, evidence)
+    sizes = " and ".join(f"{size:,}" for size in quality.sizes_around(question.train_rows))
+    names = quality.names(question.train_rows)
+    if quality.reference is not None and quality.reference not in names:
+        found.append(Gap(f"the reference, `{quality.reference}`, on {quality.task} with {sizes} rows", command))
+    lacking = _lacking([*names, quality.reference or ""], quality, evidence)
     if lacking:
-        sizes = " and ".join(f"{size:,}" for size in quality.sizes_around(question.train_rows))
         found.append(Gap(f"{_listed(lacking)} on {quality.task} with {sizes} rows", command))
     return found
 
@@ -309,8 +328,8 @@ def _option(candidate: Candidate, found: Fit, standing: Standing | None) -> Opti
 
 
 def _quality_basis(quality: TaskQuality, standings: Sequence[Standing], rows: int, evidence: Evidence) -> QualityBasis:
-    best = quality.best(rows)
-    names = dict.fromkeys([*(one.candidate.name for one in standings), *([best] if best else [])])
+    yardstick = quality.yardstick(rows)
+    names = dict.fromkeys([*(one.candidate.name for one in standings), *([yardstick] if yardstick else [])])
     return QualityBasis(
         task=quality.task,
         candidates=tuple(names),

@@ -12,7 +12,7 @@ from pydantic import Field
 from decision.base_shape import bases
 from decision.errors import FactsError
 from decision.facts import Facts, read_table
-from decision.rows import LatencyRow, MemoryRow, QualityRow, Row, TrialRow, read
+from decision.rows import LatencyRow, MemoryRow, QualityRow, Row, TrainedRow, TrialRow, read
 
 FOLDER = Path(__file__).parent / "evidence"
 ABOUT = "evidence.toml"
@@ -26,6 +26,11 @@ class About(Facts):
     """Of all quality rows, by its name in decision/bases.toml."""
     quality_command: str = "adaptermux-train grid --plan PLAN.toml --results quality.jsonl"
     """What measures more of them."""
+    reference: str | None = None
+    """The candidate that the others are judged against, named before anything is measured; the best of each task and
+    size if not given."""
+    shown_plans: tuple[str, ...] = ()
+    """Plans whose training runs documents show and nothing is decided by, such as those of settings never tuned."""
     task_types: dict[str, str] = Field(default_factory=dict)
     """Kind of task -> the task that stands for it."""
 
@@ -53,9 +58,10 @@ class Evidence:
     @staticmethod
     def of(rows: Iterable[Row], about: About | None = None) -> Evidence:
         """Of a measurement that was repeated the latest counts."""
-        kept = list(rows)
+        about = about or About()
+        kept = [row for row in rows if not (isinstance(row, TrainedRow) and row.plan in about.shown_plans)]
         return Evidence(
-            about or About(),
+            about,
             _latest(
                 (row for row in kept if isinstance(row, QualityRow)),
                 lambda row: (row.task, row.train_rows, row.candidate, row.seed),
@@ -84,7 +90,8 @@ class Evidence:
 
 
 def _served(row: LatencyRow | MemoryRow) -> tuple[str | int, ...]:
-    return (row.provenance.machine, row.target, row.base, row.scenario, row.case, row.dtype, row.device, row.repeat)
+    machine, adapters = row.provenance.machine, row.adapters
+    return (machine, row.target, row.base, row.scenario, row.case, row.dtype, row.device, row.repeat, *adapters)
 
 
 def _latest(rows: Iterable[Kept], key: Callable[[Kept], Hashable]) -> tuple[Kept, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from decision.answer import money, percent, size
+from decision.answer import Option, money, percent, size
 from decision.base_shape import bases
 from decision.comparison import MARGIN
 from decision.literature import chapters
@@ -42,6 +43,23 @@ def label(tree: Tree, arm: Arm | None, node: Node) -> Label:
             return Label(led, "undecided", (what, command))
 
 
+def brief(tree: Tree, arm: Arm | None, node: Node) -> Label:
+    """Of one node, in less: of a shortlist the cheapest for one adapter without limits, and the names of the others."""
+    found = label(tree, arm, node)
+    if isinstance(node, Published):
+        options, keys = found.lines
+        return Label(found.arm, found.title, (options, ", ".join(map(_cited, keys.split(", ")))))
+    if not isinstance(node, Shortlist):
+        return found
+    answer = tree.answer(_asked_first(tree, node, arm))
+    led = found.arm
+    others = [name for name in node.names if answer.choice is None or name != answer.choice.candidate]
+    lines = [f"or {', '.join(others)}"] if others and answer.choice is not None else []
+    if answer.choice is None:
+        return Label(led, " or ".join(node.names), (f"{answer.verdict}: not measured in serving",))
+    return Label(led, answer.choice.candidate, (*_figures(answer.choice, answer.question.train_rows), *lines))
+
+
 def markdown(tree: Tree) -> str:
     """The tree as nested lists."""
     lines = []
@@ -59,24 +77,37 @@ def note(tree: Tree) -> str:
     commits = sorted({row.provenance.commit for row in tree.evidence.qualities})
     serving = tree.serving("cpu", bases()[tree.evidence.about.base].id)
     price = money(tree.prices.cpu_per_hour, tree.prices.currency)
+    reference = tree.evidence.about.reference
+    yardstick = f"`{reference}`, or to what is shown to be better than it" if reference else "the best"
     return (
-        f"Of the candidates that are shown to be within {100 * MARGIN:g} point of the best, the cheapest that meets "
-        f"the limits of latency, rate and memory. Accuracy: {runs} final runs on {tree.evidence.about.base} (commits "
-        f"{', '.join(commits) or 'none'}). Rates: the highest of a replica, on {serving.machine or 'no machine'}. "
-        f"Prices are examples: {price} an hour of CPU."
+        f"Of the candidates that are shown to lose no more than {100 * MARGIN:g} point to {yardstick}, the cheapest "
+        f"that meets the limits of latency, rate and memory. Accuracy: {runs} final runs on "
+        f"{tree.evidence.about.base} (commits {', '.join(commits) or 'none'}). Rates: the highest of a replica, on "
+        f"{serving.machine or 'no machine'}. Prices are examples: {price} an hour of CPU."
     )
 
 
 def _candidates(tree: Tree, node: Shortlist, arm: Arm | None) -> list[str]:
     """Accuracy where the stretch begins, bytes, and what a replica of the CPU service takes."""
-    quality = tree.qualities[node.task_type]
-    rows = max(quality.sizes[0], arm.start or 1) if arm is not None else quality.sizes[0]
-    question = Question(task_type=node.task_type, train_rows=rows, base=tree.evidence.about.base)
-    options = {option.candidate: option for option in tree.answer(question).options}
-    lines = []
-    for name in node.names:
-        option = options[name]
-        assert option.accuracy is not None
-        rate = f"{option.texts_per_s:,.0f} texts/s" if option.texts_per_s is not None else "serving not measured"
-        lines.append(f"{percent(option.accuracy)} at {rows:,} rows, {size(option.adapter_bytes)}, {rate}")
-    return lines
+    answer = tree.answer(_asked_first(tree, node, arm))
+    options = {option.candidate: option for option in answer.options}
+    return [", ".join(_figures(options[name], answer.question.train_rows)) for name in node.names]
+
+
+def _cited(key: str) -> str:
+    """A key of the bibliography for people: the first author and the year."""
+    found = re.match(r"([a-z]+)(\d{4})", key)
+    return f"{found[1].capitalize()} {found[2]}" if found else key
+
+
+def _asked_first(tree: Tree, node: Shortlist, arm: Arm | None) -> Question:
+    """For one adapter, without limits, with the fewest rows of the stretch that were measured or lie between."""
+    fewest = tree.qualities[node.task_type].sizes[0]
+    rows = max(fewest, arm.start or 1) if arm is not None else fewest
+    return Question(task_type=node.task_type, train_rows=rows, base=tree.evidence.about.base)
+
+
+def _figures(option: Option, rows: int) -> tuple[str, ...]:
+    assert option.accuracy is not None
+    rate = f"{option.texts_per_s:,.0f} texts/s" if option.texts_per_s is not None else "serving not measured"
+    return f"{percent(option.accuracy)} at {rows:,} rows", size(option.adapter_bytes), rate

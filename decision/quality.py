@@ -1,27 +1,27 @@
-"""How well each candidate does on a task with any number of training rows, and which are not worse than the best."""
+"""How well each candidate does on a task with any number of training rows, and which do well enough.
+
+Candidates are judged against one that was named before anything was measured, the reference. The best of thirteen would
+be no fair judge: it is in part the luckiest, and what it owes to luck the others would be blamed for (`docs/log.md`).
+Where some are shown to be better than the reference, the best of these takes its place: the yardstick.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
+from math import ceil, log
 from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
 from decision.bootstrap import Interval
-from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, non_inferiority
+from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, non_inferiority, shown_better
 from decision.measured_cell import MeasuredCell, measure
 from decision.method_facts import facts_of
 from decision.rows import FULL, QualityRow
 
 RESAMPLES = 2_000
 """Fewer than a report takes: a decision is asked for while somebody waits."""
-MOST_PLACES = 20_000
-"""Numbers of rows between two measured ones at which it is looked for where the set of candidates changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One candidate at one number of rows, against the best there."""
+    """One candidate at one number of rows, against the yardstick there."""
 
     candidate: Candidate
     accuracy: Interval
     difference: Interval
-    """Less the best."""
+    """Less the yardstick."""
     verdict: Verdict
     holds_strictly: bool
     """Not worse by half of the margin either."""
@@ -80,15 +80,24 @@ class TaskQuality:
     Between measured sizes, values and the ends of intervals run straight in the logarithm of the number of rows, as
     wide as if both sizes erred together. Expected accuracy never falls with more rows: where a larger size did worse,
     the best of the smaller ones stands. Beyond the measured sizes the nearest one stands.
+
+    reference: the candidate that the others are judged against; None takes the best of each size, and its luck.
     """
 
-    def __init__(self, task: str, runs: Sequence[QualityRow], resamples: int = RESAMPLES) -> None:
+    def __init__(
+        self, task: str, runs: Sequence[QualityRow], resamples: int = RESAMPLES, reference: str | None = None
+    ) -> None:
         self.task = task
+        self.reference = reference
         self._resamples = resamples
         self._runs = {
             size: [run for run in runs if run.train_rows == size] for size in {run.train_rows for run in runs}
         }
         self.sizes = sorted(size for size, found in self._runs.items() if any(_may_answer(run) for run in found))
+        self._runs_of: dict[tuple[int, str], list[QualityRow]] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            self._runs_of.setdefault((run.train_rows, run.candidate), []).append(run)
+        self._better: dict[tuple[int, tuple[str, ...]], list[str]] = {}
         self._cells: dict[int, MeasuredCell] = {}
         self._accuracies: dict[tuple[int, str], Interval] = {}
         self._differences: dict[tuple[int, str, str], Interval | None] = {}
@@ -119,17 +128,37 @@ class TaskQuality:
         return None if low is None or high is None else _mix(low, high, between.share)
 
     def best(self, num_rows: int) -> str | None:
-        """Of those that may be recommended the one of the highest expected accuracy; of equal ones the smallest."""
-        ordered = self._ordered(num_rows)
-        return max(ordered, key=lambda name: self._value(name, num_rows), default=None)
+        """Of those that may be recommended the one that did best at the nearest measured size; of equal ones the
+        smallest."""
+        near = self._near(num_rows)
+        return max(self._ordered(num_rows), key=lambda name: self._expected(name, near).value, default=None)
+
+    def better_than_reference(self, num_rows: int) -> list[str]:
+        """Those that are shown to be better than the reference at the nearest measured size; the clearest lead first.
+
+        Empty where the reference was not measured.
+        """
+        key = self._near(num_rows), tuple(self._ordered(num_rows))
+        if key not in self._better:
+            self._better[key] = self._shown_better(num_rows)
+        return self._better[key]
+
+    def yardstick(self, num_rows: int) -> str | None:
+        """What candidates are judged against: the reference, or the first of those that are shown to be better.
+
+        Where there is no reference, or none was measured, it is the best. None where nothing was measured.
+        """
+        if self.reference is None or self.reference not in self.names(num_rows):
+            return self.best(num_rows)
+        return next(iter(self.better_than_reference(num_rows)), self.reference)
 
     def standings(self, num_rows: int) -> list[Standing]:
-        """Every candidate against the best, the smallest adapter first; without those that share no seed with it."""
-        best = self.best(num_rows)
+        """Every candidate against the yardstick, the smallest adapter first; without those that share no seed."""
+        yardstick = self.yardstick(num_rows)
         found = []
         for name in self._ordered(num_rows):
-            assert best is not None
-            accuracy, difference = self.accuracy(name, num_rows), self.difference(name, best, num_rows)
+            assert yardstick is not None
+            accuracy, difference = self.accuracy(name, num_rows), self.difference(name, yardstick, num_rows)
             if accuracy is None or difference is None:
                 continue
             runs = [run for size in self.sizes_around(num_rows) for run in self._of(size, name)]
@@ -148,8 +177,7 @@ class TaskQuality:
 
     def candidate(self, name: str, num_rows: int) -> Candidate:
         """Settings and sizes as at the measured size that is nearest."""
-        between = self._between(num_rows)
-        runs = self._of(between.lower if between.share < 0.5 else between.upper, name)
+        runs = self._of(self._near(num_rows), name)
         first = runs[0]
         common = {
             key: value for key, value in first.recipe.items() if all(run.recipe.get(key) == value for run in runs)
@@ -168,10 +196,10 @@ class TaskQuality:
         )
 
     def full(self, num_rows: int) -> Interval | None:
-        """What fine-tuning all weights would bring beyond the best; None where it was not measured."""
+        """What fine-tuning all weights would bring beyond the yardstick; None where it was not measured."""
         names = [name for name in self._names_around(num_rows) if self._methods[name] == FULL]
-        best = self.best(num_rows)
-        return self.difference(names[0], best, num_rows) if names and best is not None else None
+        yardstick = self.yardstick(num_rows)
+        return self.difference(names[0], yardstick, num_rows) if names and yardstick is not None else None
 
     def stretches(self) -> list[Stretch]:
         """Where the set of candidates that are not worse changes, over all numbers of rows."""
@@ -217,18 +245,32 @@ class TaskQuality:
             return _Between(lower, lower, 0.0)
         return _Between(lower, upper, log(num_rows / lower) / log(upper / lower))
 
+    def _near(self, num_rows: int) -> int:
+        """The measured size that is nearest, in the logarithm."""
+        between = self._between(num_rows)
+        return between.lower if between.share < 0.5 else between.upper
+
+    def _shown_better(self, num_rows: int) -> list[str]:
+        leads = self._leads(num_rows)
+        found = [name for name, is_better in zip(leads, shown_better(list(leads.values())), strict=True) if is_better]
+        return sorted(found, key=lambda name: -leads[name].value)
+
+    def _leads(self, num_rows: int) -> dict[str, Interval]:
+        """Of every other candidate over the reference, at the nearest measured size."""
+        if self.reference is None or self.reference not in self.names(num_rows):
+            return {}
+        near, others = self._near(num_rows), [name for name in self._ordered(num_rows) if name != self.reference]
+        found = {name: self._differ(near, name, self.reference) for name in others}
+        return {name: lead for name, lead in found.items() if lead is not None}
+
     def _of(self, size: int, name: str) -> list[QualityRow]:
-        return sorted((run for run in self._runs[size] if run.candidate == name), key=lambda run: run.seed)
+        """In the order of seeds."""
+        return self._runs_of.get((size, name), [])
 
     def _cell(self, size: int) -> MeasuredCell:
         if size not in self._cells:
             self._cells[size] = measure(self._runs[size], self._resamples)
         return self._cells[size]
-
-    def _value(self, name: str, num_rows: int) -> float:
-        found = self.accuracy(name, num_rows)
-        assert found is not None
-        return found.value
 
     def _expected(self, name: str, size: int) -> Interval:
         """The best of this size and the smaller ones."""
@@ -251,31 +293,21 @@ class TaskQuality:
             places |= set(self._changes_between(lower, upper))
         return sorted(places)
 
-    def _changes_between(self, lower: int, upper: int) -> list[int]:
-        if upper - lower < 2:
-            return []
-        inside = np.unique(np.geomspace(lower + 1, upper - 1, min(upper - lower - 1, MOST_PLACES)).round().astype(int))
-        shares = np.log(inside / lower) / log(upper / lower)
-        names = self._ordered(int(inside[0]))
-        if not names:
-            return []
-
-        def run(ends: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
-            low, high = np.array(ends).T
-            return np.outer(1 - shares, low) + np.outer(shares, high)  # [places, names]
-
-        means = run([(self._expected(name, lower).value, self._expected(name, upper).value) for name in names])
-        best = means.argmax(axis=1)  # the first of equal ones, as in `best`
-        holds = np.zeros((len(inside), len(names)), dtype=bool)
-        for index in np.unique(best):
-            ends = []
-            for name in names:
-                pair = self._differ(lower, name, names[index]), self._differ(upper, name, names[index])
-                ends.append((-1.0, -1.0) if pair[0] is None or pair[1] is None else (pair[0].low, pair[1].low))
-            chosen = best == index
-            holds[chosen] = (run(ends) > -MARGIN)[chosen]
-        changed = np.flatnonzero((holds[1:] != holds[:-1]).any(axis=1)) + 1
-        return [int(inside[0]), *(int(inside[place]) for place in changed)]
+    def _changes_between(self, lower: int, upper: int) -> Iterator[int]:
+        """Where the nearest size becomes the other one, and where the lower end of a difference crosses the margin."""
+        inside = range(lower + 1, upper)
+        if not inside or not self.names(inside[0]):
+            return
+        shares = [0.5]
+        for yardstick in {self.yardstick(inside[0]), self.yardstick(inside[-1])}:
+            assert yardstick is not None
+            for name in self.names(inside[0]):
+                low, high = self._differ(lower, name, yardstick), self._differ(upper, name, yardstick)
+                if low is not None and high is not None and (low.low > -MARGIN) != (high.low > -MARGIN):
+                    shares.append((low.low + MARGIN) / (low.low - high.low))
+        for share in shares:
+            place = ceil(lower * (upper / lower) ** share)
+            yield from (one for one in (place - 1, place, place + 1) if one in inside)  # where it is rounded
 
 
 def _may_answer(run: QualityRow) -> bool:

@@ -173,6 +173,11 @@ class Served(_Record):
     """Every setting of the stream of requests, its seed included."""
     provenance: Provenance
 
+    @property
+    def adapters(self) -> tuple[str, int]:
+        """What sets runs of one case apart whose scenario was given other adapters: methods, and bytes of the hot."""
+        return "+".join(sorted(self.methods)), self.hot_bytes or 0
+
 
 class Spread(_Record):
     """Of one figure over the requests of a run."""

@@ -228,7 +228,8 @@ def _cases(rows: Iterable[LatencyRow]) -> list[list[LatencyRow]]:
     """Rows that differ in their repeat only."""
     found: dict[tuple[object, ...], list[LatencyRow]] = {}
     for row in rows:
-        key = row.target, row.scenario, row.case, row.dtype, row.device, row.num_users, row.rate_per_s
+        arrival = row.num_users, row.rate_per_s
+        key = row.target, row.scenario, row.case, row.dtype, row.device, *row.adapters, *arrival
         found.setdefault(key, []).append(row)
     return list(found.values())
 

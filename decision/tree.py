@@ -57,7 +57,7 @@ class Shortlist:
 
     task_type: str
     names: tuple[str, ...]
-    """Not worse than the best, by more than the margin."""
+    """Not worse than the yardstick, by more than the margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ class Tree:
         self.evidence, self.prices = evidence, prices
         self.qualities: Mapping[str, TaskQuality] = {}
         for task_type, task in evidence.task_types().items():
-            quality = TaskQuality(task, [run for run in evidence.qualities if run.task == task], resamples)
+            quality = TaskQuality(
+                task, [run for run in evidence.qualities if run.task == task], resamples, evidence.about.reference
+            )
             if quality.sizes:
                 self.qualities = {**self.qualities, task_type: quality}
         self._servings: dict[tuple[str, str], Serving] = {}
@@ -181,7 +183,7 @@ class Tree:
         for is_enough, stretches in groups:
             start, end = stretches[0].start, stretches[-1].end
             then = self._by_stretch(task_type, stretches)
-            label = ("yes" if is_enough else "no") + (f", with {_rows(start, end)}" if len(groups) > 1 else "")
+            label = ("yes" if is_enough else "no") + (f", with {rows_label(start, end)}" if len(groups) > 1 else "")
             arms.append(self._arm(quality, label, then, start, end, _linear_because(quality, start)))
         return Branch(LINEAR_ASKS, "train_rows", tuple(arms))
 
@@ -191,7 +193,9 @@ class Tree:
             return ends[0]
         quality = self.qualities[task_type]
         arms = [
-            self._arm(quality, _rows(one.start, one.end), end, one.start, one.end, f"not worse: {', '.join(one.names)}")
+            self._arm(
+                quality, rows_label(one.start, one.end), end, one.start, one.end, f"not worse: {', '.join(one.names)}"
+            )
             for one, end in zip(stretches, ends, strict=True)
         ]
         return Branch("How many labelled rows are there?", "train_rows", tuple(arms))
@@ -218,7 +222,7 @@ def _linear_because(quality: TaskQuality, start: int) -> str:
     if best is None:
         return "none was measured"
     place = max(start, quality.sizes[0])
-    return f"`{best.candidate.name}` at {place:,} rows: {points(best.difference)} to the best"
+    return f"`{best.candidate.name}` at {place:,} rows: {points(best.difference)} to `{quality.yardstick(start)}`"
 
 
 def _published(label: str, chapter: str, value: str) -> Arm:
@@ -227,7 +231,8 @@ def _published(label: str, chapter: str, value: str) -> Arm:
     return Arm(label, Published(chapter), value=value, because="from literature", basis=basis)
 
 
-def _rows(start: int, end: int | None) -> str:
+def rows_label(start: int, end: int | None) -> str:
+    """Of the numbers of rows from the start to below the end."""
     if end is None:
         return f"{start:,} rows and more" if start > 1 else "any number of rows"
     return f"fewer than {end:,} rows" if start == 1 else f"{start:,} to {end - 1:,} rows"

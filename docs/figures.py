@@ -10,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+from docs.experiment_figures import accuracy_figure, differences_figure, tree_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
@@ -43,7 +45,12 @@ def methods_figure() -> bytes:
     return file.getvalue()
 
 
-FIGURES: dict[str, Callable[[], bytes]] = {"methods": methods_figure}
+FIGURES: dict[str, Callable[[], bytes]] = {
+    "methods": methods_figure,
+    "tree": tree_figure,
+    "accuracy": accuracy_figure,
+    "differences": differences_figure,
+}
 """By file name, without ending, in `docs/figures`."""
 
 

@@ -17,7 +17,18 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client.metrics import MetricWrapperBase
 
-from docs import figures, footprints, papers, published, scaling, scaling_figures
+from docs import (
+    cases,
+    experiment,
+    figures,
+    findings,
+    footprints,
+    papers,
+    published,
+    scaling,
+    scaling_figures,
+    service,
+)
 from docs.replicas import replicas_part
 from docs.sizing import sizing_table
 from loadtest import scenario
@@ -70,6 +81,21 @@ def refreshed(text: str) -> str:
         "sizing": sizing_table,
         "replicas": replicas_part,
         **scaling.PARTS,
+        "candidates": experiment.candidates_table,
+        "tasks": experiment.tasks_table,
+        "coverage": experiment.coverage_part,
+        "headline": experiment.headline_table,
+        "accuracies": experiment.accuracies_table,
+        "details": experiment.details_table,
+        "example": experiment.example_table,
+        "findings": findings.findings_part,
+        "doubts": findings.doubts_part,
+        "serving": service.serving_table,
+        "strains": service.serving_part,
+        "cases": cases.cases_part,
+        "cases_short": cases.cases_table,
+        "room": cases.room_table,
+        "tree_basis": experiment.basis_part,
     }
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 

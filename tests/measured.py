@@ -55,9 +55,10 @@ def rows(
     candidates: Sequence[Candidate] = CANDIDATES,
     num_items: int = 400,
     num_trials: int = 4,
+    first_task: int = 0,
 ) -> list[QualityRow | TrialRow]:
-    """Every cell of a grid, in the grid's order."""
-    return list(_rows(tasks, sizes, seeds, candidates, num_items, num_trials))
+    """Every cell of a grid, in the grid's order. first_task: whose number its randomness comes from."""
+    return list(_rows(tasks, sizes, seeds, candidates, num_items, num_trials, first_task))
 
 
 def _rows(
@@ -67,8 +68,9 @@ def _rows(
     candidates: Sequence[Candidate],
     num_items: int,
     num_trials: int,
+    first_task: int,
 ) -> Iterator[QualityRow | TrialRow]:
-    for task_index, (task, ease) in enumerate(tasks.items()):
+    for task_index, (task, ease) in enumerate(tasks.items(), first_task):
         generator = np.random.default_rng(task_index)
         truth = generator.integers(0, 6, num_items)
         ease_of_item = generator.normal(0, 1.5, num_items)

