@@ -9,7 +9,7 @@ from decision.web.markup import Markup, code, element, prose
 COLUMNS = (
     ("Candidate", ""),
     ("Accuracy, %", "number"),
-    ("To the best", "number"),
+    ("Difference", "number"),
     ("Good enough", ""),
     ("Adapter", "number"),
     ("Texts/s", "number"),
@@ -29,7 +29,11 @@ def rivals(answer: Answer) -> Markup:
     body = [_line(answer, option) for option in answer.options]
     table = element("table", element("thead", head), element("tbody", *body))
     region = element("div", table, class_="scroll", role="region", aria_labelledby="rivals-title", tabindex="0")
-    return element("section", element("h2", "Candidates", id="rivals-title"), region, id="rivals")
+    parts = [element("h2", "Candidates", id="rivals-title"), region]
+    if answer.yardstick is not None:
+        told = ("Differences are to ", code(answer.yardstick), f", {answer.yardstick_because}.")
+        parts.insert(1, element("p", *told, class_="hint"))
+    return element("section", *parts, id="rivals")
 
 
 def _line(answer: Answer, option: Option) -> Markup:

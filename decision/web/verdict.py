@@ -42,7 +42,7 @@ def verdict(answer: Answer) -> Markup:
             element(
                 "p", "Confidence is ", answer.confidence, ": ", prose(answer.confidence_because), ".", class_="hint"
             ),
-            element("dl", *_facts(answer.choice), class_="facts"),
+            element("dl", *_facts(answer.choice, answer.yardstick), class_="facts"),
             _settings(answer),
         ]
     if answer.verdict == "undecided":
@@ -85,11 +85,11 @@ def _commanded(told: Iterable[tuple[Markup, str]]) -> Markup:
     return element("ul", *lines, class_="gaps")
 
 
-def _facts(option: Option) -> Iterator[Markup]:
+def _facts(option: Option, yardstick: str | None) -> Iterator[Markup]:
     if option.accuracy is not None:
-        lost = (
-            f"{points(option.difference)} to the best" if option.difference and option.difference.value else "the best"
-        )
+        lost = f"{points(option.difference)} to {yardstick}" if option.difference and yardstick else ""
+        if option.candidate == yardstick:
+            lost = "the others are judged by it"
         yield _fact("Expected accuracy", percent(option.accuracy), lost)
     yield _fact("Adapter", size(option.adapter_bytes), "weights and head")
     if option.texts_per_s is not None and option.p95_ms is not None:
@@ -142,6 +142,6 @@ def _others(answer: Answer) -> list[Markup]:
         because = f": {answer.runner_up_because} ({', '.join(told)})."
         parts.append(element("p", element("span", "Runner-up ", class_="hint"), code(other.candidate), because))
     if answer.full is not None:
-        text = f"{points(answer.full)} beyond the best, with a copy of the base for every task."
+        text = f"{points(answer.full)} to {answer.yardstick}, with a copy of the base for every task."
         parts.append(element("p", element("span", "Fine-tuning all weights ", class_="hint"), text))
     return [element("div", *parts, class_="others")] if parts else []

@@ -119,7 +119,8 @@ def _end(answer: Answer) -> Markup:
         return element("p", element("strong", "No row decides here."), " ", prose(answer.because))
     meeting = [one for one in good if one.serving == "meets"]
     counts = f"{len(answer.options)} measured, {len(good)} good enough, {len(meeting)} of them within the limits"
-    asks = f"Of those within {100 * MARGIN:g} point of the best: which is the cheapest that meets the limits?"
+    worse = f"worse than {answer.yardstick} by {100 * MARGIN:g} point"
+    asks = f"Of those not {worse}: which is the cheapest that meets the limits?"
     return element("p", element("strong", asks), " ", element("span", counts, class_="compared"))
 
 
