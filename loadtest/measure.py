@@ -90,11 +90,17 @@ Show = Callable[[Progress], None]
 
 
 def measure(
-    target: Target, workload: Workload, span: Span, folder: Path, num_processes: int = 1, show: Show = lambda _: None
+    target: Target,
+    workload: Workload,
+    span: Span,
+    folder: Path,
+    num_processes: int = 1,
+    show: Show = lambda _: None,
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> Measured:
     """Send the stream with Locust and wait until it is over. folder: an empty one for the raw samples.
 
-    Raises LoadTestError.
+    is_enough: asked now and then, and ends the stream sooner. Raises LoadTestError.
     """
     job = Job(
         workload=workload,
@@ -109,7 +115,7 @@ def measure(
     before = _children_cpu_s()
     try:
         with Gauge(target.service, LOOK_S) as gauge:
-            _run_locust(target, workload, span, path, num_processes, gauge, show)
+            _run_locust(target, workload, span, path, num_processes, gauge, show, is_enough)
     finally:
         path.unlink()  # it may hold a key
     samples = Samples.read(folder)
@@ -122,7 +128,14 @@ def measure(
 
 
 def _run_locust(
-    target: Target, workload: Workload, span: Span, job: Path, num_processes: int, gauge: Gauge, show: Show
+    target: Target,
+    workload: Workload,
+    span: Span,
+    job: Path,
+    num_processes: int,
+    gauge: Gauge,
+    show: Show,
+    is_enough: Callable[[], bool],
 ) -> None:
     num_users = workload.num_users or num_processes
     total_s = math.ceil(span.warmup_s + span.duration_s) + START_S
@@ -137,6 +150,7 @@ def _run_locust(
     ) as process:  # fmt: skip
         began = time.monotonic()
         limit = total_s + workload.timeout_s + GRACE_S
+        is_ending = False
         try:
             while (elapsed := time.monotonic() - began) < limit:
                 try:
@@ -144,6 +158,9 @@ def _run_locust(
                     break
                 except subprocess.TimeoutExpired:
                     show(_progress(job.parent, elapsed, total_s, gauge))
+                if not is_ending and is_enough():
+                    is_ending = True
+                    process.terminate()  # it waits for the answers to what it has sent
         finally:
             if process.poll() is None:
                 process.kill()

@@ -88,6 +88,16 @@ def test_a_closed_loop_hides_the_same_stall(running: Service, tmp_path: Path) ->
     assert int((found > STALL_S * 1e3 * 0.8).sum()) <= 1
 
 
+def test_a_stream_that_is_enough_ends_sooner_and_waits_for_what_it_has_asked(running: Service, tmp_path: Path) -> None:
+    def is_enough() -> bool:
+        return any(path.stat().st_size > 2000 for path in tmp_path.glob("*.samples"))
+
+    workload = Workload(num_hot=8, rate_per_s=50, texts=SHORT)
+    measured = measure(target(running), workload, Span(0, 3600), tmp_path, is_enough=is_enough)
+    assert measured.samples.errors() == {}
+    assert 40 < len(measured.samples) < 50 * 60
+
+
 def test_all_that_is_sent_is_kept_also_what_is_never_answered(tmp_path: Path, base_folders: dict[str, Path]) -> None:
     """A server that is killed: every request that was due has its line, with what became of it."""
     base = str(base_folders["bert"])

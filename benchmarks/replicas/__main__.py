@@ -17,7 +17,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,9 +90,7 @@ def measure(scale: Scale, base: str | None, parts: Collection[str]) -> Iterator[
         }
         if base is not None:
             settings["base"] = base
-        began = time.monotonic()
         with Fleet(adapters, folder, settings, NUM_REPLICAS) as fleet:
-            start_s = time.monotonic() - began
             with routing(config, fleet.ports, folder) as router:
                 homes = fleet.homes(router.url)
             work: dict[str, Callable[[], dict[str, Any]]] = {
@@ -101,7 +98,7 @@ def measure(scale: Scale, base: str | None, parts: Collection[str]) -> Iterator[
                 "bound": lambda: bound.compare(fleet, config, scale, homes, folder),
                 "agreement": lambda: agreement.scrape(fleet, config, scale, folder),
                 "death": lambda: death.kill_one(fleet, config, scale, folder),
-                "restart": lambda: restart.restart_all(fleet, config, scale, start_s, folder),
+                "restart": lambda: restart.restart_all(fleet, config, scale, folder),
             }
             for part in PARTS:
                 if part in parts:

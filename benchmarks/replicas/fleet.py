@@ -20,7 +20,7 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 LOOK_S = 0.05
 TEXT = "The cuff fits well and the readings match the ones at the clinic."
 

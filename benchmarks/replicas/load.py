@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,18 +87,23 @@ def popularity(adapter_ids: Sequence[str]) -> list[str]:
     return order
 
 
-def send(url: str, order: Sequence[str], work: Workload, seconds: float, folder: Path) -> Measured:
-    """Let Locust ask until the time is up, and wait for what is not answered yet."""
+def send(
+    url: str, order: Sequence[str], work: Workload, seconds: float, folder: Path, enough: threading.Event | None = None
+) -> Measured:
+    """Let Locust ask until the time is up, or it is enough, and wait for what is not answered yet."""
+    enough = enough or threading.Event()
     hot = [(adapter_id, "lora") for adapter_id in order]
     target = Target("replicas", Service(Remote(url), None), hot, len(hot), "", "", "cpu", {}, True)
-    return measure(target, work, Span(WARMUP_S, seconds), folder)
+    return measure(target, work, Span(WARMUP_S, seconds), folder, is_enough=enough.is_set)
 
 
 @contextmanager
-def sending(url: str, order: Sequence[str], work: Workload, seconds: float) -> Iterator[Future[Measured]]:
+def sending(
+    url: str, order: Sequence[str], work: Workload, seconds: float, enough: threading.Event | None = None
+) -> Iterator[Future[Measured]]:
     """The same meanwhile, from when the first was answered."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(send, url, order, work, seconds, Path(folder))
+        sent = pool.submit(send, url, order, work, seconds, Path(folder), enough)
         until(lambda: sent.done() or _is_on(Path(folder)), "the load is on")
         yield sent
         sent.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,28 @@ from benchmarks.replicas.fleet import Fleet
 from benchmarks.replicas.load import Scale, popularity, sending, workload
 from benchmarks.replicas.router import routing
 
+LONGEST_S = 1800.0
 
-def restart_all(fleet: Fleet, config: str, scale: Scale, start_s: float, folder: Path) -> dict[str, Any]:
-    """start_s: how long all of them took to start together, which is longer than one alone takes beside a load."""
-    order = popularity(fleet.adapter_ids)
-    seconds = scale.spell_s + len(fleet.replicas) * (start_s + 5)
+
+def restart_all(fleet: Fleet, config: str, scale: Scale, folder: Path) -> dict[str, Any]:
+    """Each is asked to stop, started again, and waited for; the load lasts as long as that."""
+    order, enough = popularity(fleet.adapter_ids), threading.Event()
     durations, codes = [], []
     with routing(config, fleet.ports, folder) as router:
-        with sending(router.url, order, workload(scale.rate_per_s, len(order), 0), seconds) as sent:
-            for replica in fleet.replicas:
-                began = time.monotonic()
-                codes.append(replica.stop())
-                router.wait_for(len(fleet.replicas) - 1)
-                replica.start()
-                replica.wait_until_ready()
-                router.wait_for(len(fleet.replicas))
-                durations.append(time.monotonic() - began)
-            is_over = sent.done()
+        work = workload(scale.rate_per_s, len(order), 0)
+        with sending(router.url, order, work, LONGEST_S, enough) as sent:
+            try:
+                for replica in fleet.replicas:
+                    began = time.monotonic()
+                    codes.append(replica.stop())
+                    router.wait_for(len(fleet.replicas) - 1)
+                    replica.start()
+                    replica.wait_until_ready()
+                    router.wait_for(len(fleet.replicas))
+                    durations.append(time.monotonic() - began)
+            finally:
+                is_over = sent.done()
+                enough.set()
             measured = sent.result()
         spread = measured.samples.answered().spread("latency_ms")
     if is_over or spread is None:
