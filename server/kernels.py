@@ -1,5 +1,7 @@
 """Optional compiled code for CPUs with AVX-512: where a C compiler is at hand, `kernels.c` is compiled once and kept.
 
+    python -m server.kernels        compiles it beside the source, for images, which have no compiler
+
 Nothing depends on it: without, torch does the same in more and smaller steps.
 """
 
@@ -32,9 +34,13 @@ from server.methods.base import Segment
 from server.products import ACTIVATIONS, LowRank, TorchProducts
 
 SOURCE = Path(__file__).with_name("kernels.c")
+SHIPPED = Path(__file__).with_name("compiled")
+"""What an image has compiled while it was made (`server.triton_cache` too)."""
 CPUINFO = Path("/proc/cpuinfo")
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+EXTENSIONS = ("avx512f", "fma")
+"""What the library asks of a processor: with all that the processor has it is no faster (docs/log.md)."""
+FLAGS = ("-O3", *(f"-m{extension}" for extension in EXTENSIONS), "-shared", "-fPIC")
 LANES, QUERIES, ALIGNMENT = 16, 4, 64
 MAX_ROWS, MAX_RANK = 128, 64
 """What a low-rank update may have here; with more, torch's products are as fast (docs/log.md)."""
@@ -231,28 +237,31 @@ def _whole(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 @cache
 def load() -> Kernels | None:
-    """The compiled functions, or None where they cannot be had; the reason is logged."""
+    """The compiled functions, or None where they cannot be had; the log says which, and why."""
     try:
-        return Kernels(ctypes.CDLL(str(compiled(Path.home() / ".cache" / "adaptermux"))))
+        if not has_wide_registers(processor()):
+            raise OSError("the processor has no AVX-512, without which the compiled code is slower than torch")
+        path = SHIPPED / file_name()
+        if not path.exists():
+            path = compiled(Path.home() / ".cache" / "adaptermux")
+        found = Kernels(ctypes.CDLL(str(path)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logs.event("kernels_absent", reason=str(error))
         return None
+    logs.event("kernels_ready", file=path)
+    return found
 
 
 def compiled(folder: Path) -> Path:
-    """The shared library of this source, compiler and processor below `folder`; compiled where it is not there yet.
+    """The shared library of this source in `folder`; compiled where it is not there yet.
 
     Raises OSError and SubprocessError.
     """
-    kind = processor()
-    if not has_wide_registers(kind):
-        raise OSError("the processor has no AVX-512, without which the compiled code is slower than torch")
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise OSError(f"there is no C compiler ({', '.join(COMPILERS)})")
-    identity = SOURCE.read_bytes() + repr((compiler, FLAGS, kind)).encode()
-    path = folder / f"kernels-{hashlib.sha256(identity).hexdigest()[:16]}.so"
+    path = folder / file_name()
     if not path.exists():
+        compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+        if compiler is None:
+            raise OSError(f"there is no C compiler ({', '.join(COMPILERS)})")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / path.name
@@ -262,15 +271,26 @@ def compiled(folder: Path) -> Path:
     return path
 
 
+def file_name() -> str:
+    identity = SOURCE.read_bytes() + repr((platform.machine(), FLAGS)).encode()
+    return f"kernels-{hashlib.sha256(identity).hexdigest()[:16]}.so"
+
+
 def has_wide_registers(processor: str) -> bool:
     """Whether a vector of the source fits one register; compilers take those that do not apart, float by float."""
-    return "avx512f" in processor.split()
+    return set(EXTENSIONS) <= set(processor.split())
 
 
 def processor() -> str:
-    """What -march=native depends on."""
+    """What it can do."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+if __name__ == "__main__":
+    if platform.machine() == "x86_64":
+        SHIPPED.mkdir(exist_ok=True)  # for whoever runs the server to read
+        print(compiled(SHIPPED))

@@ -52,7 +52,7 @@ class Settings(BaseModel):
     threads: int = Field(0, ge=0)
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
-    """auto runs compiled code: of C, given AVX-512 and a C compiler, or of Triton on a GPU; off leaves all to torch."""
+    """auto runs compiled code: of C with AVX-512, or of Triton on a GPU; off leaves all to torch."""
     keys: Path | None = None
     """File of the keys that callers need (docs/security.md); without one, everybody may do everything."""
     max_inputs: int = Field(256, ge=1, le=10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -29,7 +30,20 @@ def test_hadolint_finds_nothing() -> None:
 def test_the_last_stage_is_the_server_and_builds_nothing() -> None:
     assert not re.search(r"^FROM", SERVER_STAGE.partition("\n")[2], re.MULTILINE)
     assert "RUN" not in SERVER_STAGE
-    assert "apt" not in DOCKERFILE.replace("adapt", "")  # no compilers are ever installed: all wheels are binary
+
+
+def test_compilers_stay_in_the_build_stage() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)
+    assert [stage.partition("\n")[0] for stage in stages if "apt-get" in stage] == ["${BASE} AS build"]
+    assert [stage.split()[0] for stage in stages[1:]] == ["${BASE}", "build", "build", "${BASE}", "user", "user"]
+    assert set(re.findall(r"COPY --from=\S+ (\S+)", DOCKERFILE)) == {"/opt/adaptermux"}
+
+
+def test_triton_is_told_of_a_cache_that_there_is() -> None:
+    [(module, name)] = re.findall(r"TRITON_CACHE_MANAGER=([\w.]+):(\w+)", SERVER_STAGE)
+    assert f"python -IBm {module};" in DOCKERFILE
+    tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+    assert name in [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
 def test_the_image_and_the_chart_run_as_the_same_user() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,11 +262,53 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == [first]
 
 
+@needs_compiler
+def test_what_an_image_brings_along_needs_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = kernels.compiled(tmp_path / "compiled")
+    monkeypatch.setattr(kernels, "SHIPPED", tmp_path / "compiled")
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert kernels.load.__wrapped__() is not None
+    log = capsys.readouterr().err
+    assert "kernels_ready" in log
+    assert str(shipped) in log
+    shipped.rename(shipped.with_name("kernels-0123456789abcdef.so"))  # of another source
+    assert kernels.load.__wrapped__() is None
+    assert "there is no C compiler" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_one_library_for_all_processors_computes_what_one_for_this_processor_does(
+    compiled: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "FLAGS", ("-O3", "-march=native", "-shared", "-fPIC"))
+    native = Kernels(ctypes.CDLL(str(kernels.compiled(tmp_path))))
+    torch.manual_seed(0)
+    lengths = [3, 50, 1, 7, 90, 2]
+    packing, heads = Packing(lengths, [None] * 6, [None] * 6, CPU), Heads(2, 2, 32)
+    queries, keys, values = torch.randn(3, sum(lengths), 64)
+    rows = [LowRank(torch.randn(9, 64).mT, torch.randn(48, 9).mT, 0.5, activation=kind) for kind in ACTIVATIONS]
+    segments = [Segment(20 * index, 20 * index + 20, row) for index, row in enumerate(rows)]
+    scales = [Segment(segment.start, segment.stop, torch.randn(48)) for segment in segments]
+    found = []
+    for some in (compiled, native):
+        attended = some.attend(packing, heads, 0, 0.2, queries, keys, values)
+        changed = torch.ones(sum(lengths), 48)
+        some.add_low_rank(queries, changed, segments)
+        rounded = changed.bfloat16()
+        some.scale(rounded, scales)
+        found.append((attended, changed, rounded))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("fault", ["no compiler", "narrow registers", "read-only", "wrong source"])
 def test_without_it_torch_does_the_work(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "SHIPPED", tmp_path / "compiled")
     if fault == "no compiler":
         monkeypatch.setenv("PATH", str(tmp_path))
     elif fault == "narrow registers":
