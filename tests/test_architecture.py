@@ -18,6 +18,7 @@ ENGINE_SIDE = (
     "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
     "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
     "device_memory", "memory_budget", "device_code", "device_trial", "grouped", "triton_kernels", "varlen_attention",
+    "recorder", "fixed_batch", "graphs",
     "heads", "adapter_files", "adapter_folder", "weights_file", "methods", "families", "base_model", "manifest", "jobs",
     "errors", "logs",
 )  # fmt: skip
