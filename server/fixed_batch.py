@@ -101,7 +101,7 @@ class FixedBatch:
             **dict.fromkeys(slots, 3 * num_tiles),
         }
         self._numbers = torch.zeros(sum(self._rooms.values()), dtype=torch.int64, device=device)
-        self._parts = dict(zip(self._rooms, self._numbers.split(list(self._rooms.values())), strict=True))
+        self._parts = dict(zip(self._rooms, torch.split(self._numbers, list(self._rooms.values())), strict=True))
         self._nothing = torch.zeros(num_sites * FIELDS, dtype=torch.int64, device=device)  # table of no adapter
         self._key_rows = torch.arange(shape.num_tokens + shape.num_prefix_rows, device=device)
         self.inputs = {name: self._parts[name].view(1, -1) for name in names}
@@ -132,13 +132,14 @@ class FixedBatch:
             starts.append(min(starts[-1] + self._shape.longest, self._shape.num_tokens))
             keys.append(keys[-1] + starts[-1] - starts[-2])
         given: dict[str | Group, Sequence[int]] = {
-            **inputs,
             "token_starts": starts,
             "key_starts": keys,
             "prefixes": prefix_numbers(packing),
             "addresses": [table.numbers.data_ptr() for _, _, table in spans],
             **{one.group: one.tiles for one in draft(spans, FEW_ROWS)},
         }
+        for name, values in inputs.items():
+            given[name] = values
         fillers: dict[str | Group, Sequence[int]] = {
             "token_starts": starts[-1:],
             "key_starts": keys[-1:],
@@ -146,10 +147,10 @@ class FixedBatch:
             **dict.fromkeys(self._slots, (len(spans), 0, 0)),
         }
         numbers = array("q")
-        for name, room in self._rooms.items():
-            values, filler = given.get(name, ()), fillers.get(name, (0,))
-            numbers.extend(values)
-            numbers.extend(array("q", filler) * ((room - len(values)) // len(filler)))
+        for part, room in self._rooms.items():
+            some, filler = given.get(part, ()), fillers.get(part, (0,))
+            numbers.extend(some)
+            numbers.extend(array("q", filler) * ((room - len(some)) // len(filler)))
         made = torch.frombuffer(numbers, dtype=torch.int64)
         self._numbers.copy_(made.pin_memory() if self._numbers.is_cuda else made, non_blocking=True)
 
@@ -162,7 +163,7 @@ class FixedBatch:
         token = row - (keys.diff() - tokens.diff())[text]  # of the text; in front of its first: the prefix
         sources = torch.stack(
             (
-                torch.where(token < 0, text, -1),
+                text.masked_fill(token >= 0, -1),
                 torch.where(token < 0, row, (tokens[text] + token).clamp_(max=self._shape.num_tokens - 1)),
             ),
             1,

@@ -65,6 +65,8 @@ class Graphs:
         self._shapes = [Shape(count, min(count, base.max_length)) for count in counts]
         self._slots: dict[Group, Sites] = {}
         self._recorded: dict[Shape, Recorded] = {}
+        self._most_bytes: int | None = None
+        self.num_recorded = 0
 
     @property
     def token_counts(self) -> list[int]:
@@ -73,7 +75,11 @@ class Graphs:
 
     def held_bytes(self) -> int:
         """What they keep of the device's memory."""
-        return self._recorder.held_bytes() if self._shapes else 0
+        return self._recorder.held_bytes()
+
+    def keep_within(self, num_bytes: int) -> None:
+        """Record no more once recorded passes keep so much."""
+        self._most_bytes = num_bytes
 
     def run(
         self,
@@ -96,7 +102,8 @@ class Graphs:
             recorded.batch.write(inputs, packing, spans)
             return _read(recorded.replay(), packing, rows)
         result = launch()
-        if bool(result.isfinite().all()):  # else it says nothing about a recording
+        has_room = self._most_bytes is None or self.held_bytes() < self._most_bytes
+        if has_room and bool(result.isfinite().all()):  # else it says nothing about a recording
             self._widen(drafts)
             self._record(shape, inputs, packing, spans, result)
         return result
@@ -104,6 +111,7 @@ class Graphs:
     def give_up(self, reason: str) -> None:
         """No graphs from now on."""
         self._shapes, self._recorded = [], {}
+        self._recorder.forget()
         logs.event("kernels_absent", part="CUDA graphs", reason=reason)
 
     def _spans(self, adapters: Sequence[LoadedAdapter], packing: Packing) -> list[Rows] | None:
@@ -133,8 +141,7 @@ class Graphs:
         spans: Sequence[Rows],
         expected: Tensor,
     ) -> None:
-        began = time.monotonic()
-        self._recorded.pop(shape, None)  # the next one takes over its memory
+        began, self.num_recorded = time.monotonic(), self.num_recorded + 1
         segments = self._runner.segments
         try:
             batch = FixedBatch(shape, list(inputs), self._slots, segments.kernels, segments.num_sites, self._device)
@@ -149,7 +156,13 @@ class Graphs:
             return
         self._recorded[shape] = Recorded(batch, replay)
         seconds = round(time.monotonic() - began, 3)
-        logs.event("graph_recorded", num_tokens=shape.num_tokens, num_groups=len(self._slots), seconds=seconds)
+        logs.event(
+            "graph_recorded",
+            num_tokens=shape.num_tokens,
+            num_groups=len(self._slots),
+            held_bytes=self.held_bytes(),
+            seconds=seconds,
+        )
 
     def _pass(self, batch: FixedBatch) -> Tensor:
         self._runner.attention.use(batch.packing, batch.lines(self._has_prefixes))

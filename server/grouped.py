@@ -123,7 +123,7 @@ def batch_of(kernels: DeviceKernels, spans: Sequence[Rows], device: torch.device
     for one in drafts:
         numbers += one.tiles
     sizes = [len(spans), *(len(one.tiles) for one in drafts)]
-    addresses, *tiles = upload(numbers, device).split(sizes)
+    addresses, *tiles = torch.split(upload(numbers, device), sizes)
     parts = [
         Part(one.group, one.rows, some.view(-1, 3), one.inputs, one.outputs)
         for one, some in zip(drafts, tiles, strict=True)
@@ -211,14 +211,18 @@ class GroupedSegments(Segments):
 
     def table(self, adapter: LoadedAdapter) -> Table | None:
         """An adapter's table; None where kernels cannot do all that it does."""
-        rows = {self._numbers[site]: row for site, row in adapter.rows.items() if site != ATTENTION}
-        if not rows:
+        first = next((row for site, row in adapter.rows.items() if site != ATTENTION), None)
+        if first is None:
             return NOTHING
-        anchor = adapter.method.operation(next(iter(rows.values())))
+        anchor = adapter.method.operation(first)
         if anchor is None:
             return None
         if anchor.row not in self._tables:
-            operations = {site: adapter.method.operation(row) for site, row in rows.items()}
+            operations = {
+                self._numbers[site]: adapter.method.operation(row)
+                for site, row in adapter.rows.items()
+                if site != ATTENTION
+            }
             self._tables[anchor.row] = table_of(operations, self.num_sites, self._device)
         found: Table | None = self._tables[anchor.row]
         return found

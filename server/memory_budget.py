@@ -23,8 +23,8 @@ MOST_WORKSPACE = 0.5
 """Of what the base model leaves; where a batch would need more, batches are smaller, so that adapters have room."""
 MOST_FOR_GRAPHS = 0.25
 """Of what is left for adapters; where recorded passes would keep more, there are none."""
-GROWTH = 2
-"""Times as much that recorded passes may come to keep when adapters act in them: they have up to twice the launches."""
+GROWTH = 3
+"""Times as much that recorded passes may keep once adapters act in them: up to twice the launches, and some anew."""
 HIDDEN_ROWS, WIDE_ROWS = 8, 3
 """What a token has in memory at one time within a layer: rows of the model's width, and of its widest product's."""
 
@@ -67,6 +67,8 @@ def share_out(
     if graphs is not None and graph_bytes > room * MOST_FOR_GRAPHS:
         graphs.give_up(f"they would keep {graph_bytes:,} of the {room:,} bytes that are left for adapters")
         graph_bytes = 0
+    elif graphs is not None:
+        graphs.keep_within(graph_bytes)
     room -= graph_bytes
     parts = {
         "base": card.held_bytes(),

@@ -24,6 +24,9 @@ class Recorder(Protocol):
     def held_bytes(self) -> int:
         """What recorded passes keep of the device's memory."""
 
+    def forget(self) -> None:
+        """Give their memory back; none of them runs again."""
+
 
 class CudaRecorder:
     """`Recorder` by CUDA graphs, which share one pool of memory: only one of them runs at a time.
@@ -33,7 +36,10 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # nothing can be recorded on the stream that all the rest uses
+        # nothing can be recorded on the stream that all the rest uses
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # all go together: with the first one torch frees what the products of all of them work in (pytorch#193402)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._held_bytes = 0
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -48,6 +54,7 @@ class CudaRecorder:
         # meanwhile other threads may load adapters, as long as this one does nothing that cannot be recorded
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = run()
+        self._graphs.append(graph)
         self._held_bytes += max(0, free_bytes - self._free_bytes())
 
         def replay() -> Tensor:
@@ -58,6 +65,10 @@ class CudaRecorder:
 
     def held_bytes(self) -> int:
         return self._held_bytes
+
+    def forget(self) -> None:
+        self._graphs.clear()
+        self._held_bytes = 0
 
     def _free_bytes(self) -> int:
         torch.cuda.empty_cache()

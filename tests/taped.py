@@ -16,16 +16,20 @@ from torch.utils._pytree import tree_leaves
 os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 
 from server import triton_kernels
+from server.base_model import BaseModel
+from server.forward import Forward
+from server.grouped import GroupedSegments
+from server.varlen_attention import VarlenAttention
 
 HOST = ("item", "is_nonzero", "_local_scalar_dense", "resolve_conj", "nonzero", "lift_fresh")
 """What reads the device's memory, or brings numbers there, in the midst of a pass: it cannot be recorded."""
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation, with the tensors themselves and with what is a number by then."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
 
     def __torch_dispatch__(
@@ -48,14 +52,17 @@ class Tape(TorchDispatchMode):
 class TapeRecorder:
     """`server.recorder.Recorder`. num_recorded, num_replayed: passes."""
 
+    bytes_each = 1000
+
     def __init__(self) -> None:
-        self.num_recorded = self.num_replayed = 0
+        self.num_recorded = self.num_replayed = self._held_bytes = 0
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.num_recorded += 1
         run()
         with Tape() as tape:
             result = run()
+        self._held_bytes += self.bytes_each
 
         def replay() -> Tensor:
             self.num_replayed += 1
@@ -65,7 +72,10 @@ class TapeRecorder:
         return replay
 
     def held_bytes(self) -> int:
-        return 1000 * self.num_recorded
+        return self._held_bytes
+
+    def forget(self) -> None:
+        self._held_bytes = 0
 
 
 @torch.library.custom_op("adaptermux_tests::add_low_rank", mutates_args={"y"})
@@ -128,7 +138,8 @@ def flash(
     window: tuple[int, int],
 ) -> Tensor:
     """What flash attention promises, a text at a time; one operation."""
-    return _flash(queries, keys, values, query_starts, key_starts, longest_query, longest_key, scale, *window)
+    found: Tensor = _flash(queries, keys, values, query_starts, key_starts, longest_query, longest_key, scale, *window)
+    return found
 
 
 def put_in_front(
@@ -140,3 +151,15 @@ def put_in_front(
 
 KERNELS = types.SimpleNamespace(add_low_rank=_add_low_rank, change=_change)
 """Triton's kernels, each launch as one operation."""
+
+
+def recording(base: BaseModel, uses_graphs: bool = True, recorder: TapeRecorder | None = None) -> Forward:
+    """A forward pass with all that runs on a GPU."""
+    return Forward(
+        base,
+        uses_kernels=False,
+        uses_graphs=uses_graphs,
+        segments=GroupedSegments(KERNELS, base.layers, base.device),
+        attention=VarlenAttention(flash, put_in_front),
+        recorder=recorder or TapeRecorder(),
+    )

@@ -23,14 +23,17 @@ from server.base_model import BaseModel
 from server.fixed_batch import FixedBatch, Shape
 from server.forward import Forward, Work, load_base
 from server.graphs import bound
-from server.grouped import MAX_RANK, GroupedSegments
+from server.grouped import MAX_RANK
 from server.jobs import Job
 from server.loaded_adapter import LoadedAdapter
+from server.memory_budget import GROWTH, acting_bytes, share_out
 from server.methods.base import KeysValues
+from server.products import LowRank
 from server.store import Store
-from server.varlen_attention import BatchLines, VarlenAttention
+from server.varlen_attention import BatchLines
+from tests.planted_card import PlantedCard
 from tests.seeded import NAMES, make_adapter, make_base, peft_configs
-from tests.taped import KERNELS, TapeRecorder, flash, put_in_front
+from tests.taped import KERNELS, TapeRecorder, recording
 
 CPU = torch.device("cpu")
 
@@ -44,11 +47,7 @@ class Bench:
         base, self.base = (load_base(str(folder), "cpu", "float32") for _ in range(2))
         self.plain = Forward(base, "library", uses_kernels=False)
         self.store = Store(self.base)
-        segments = GroupedSegments(KERNELS, self.base.layers, CPU)
-        attention = VarlenAttention(flash, put_in_front)
-        self.forward = Forward(
-            self.base, uses_kernels=False, segments=segments, attention=attention, recorder=self.recorder
-        )
+        self.forward = recording(self.base, recorder=self.recorder)
 
     def load(self, name: str) -> LoadedAdapter:
         return self.store.load(adapter_folder.read(self.root, name, self.base))
@@ -197,13 +196,41 @@ def test_where_recording_fails_all_is_launched_from_then_on(
 def test_a_batch_that_is_not_finite_judges_no_recording(bench: Bench) -> None:
     lora = bench.load("lora-qv")
     broken = bench.load("lora-other")
-    next(iter(broken.rows.values())).down.fill_(torch.nan)
+    row = next(iter(broken.rows.values()))
+    assert isinstance(row, LowRank)
+    row.down.fill_(torch.nan)
     assert not any(logits.isfinite().all() for logits in bench.forward.run([text(broken, 4)]))
     assert bench.recorder.num_recorded == 0
     bench.check([text(lora, 4)])
     assert bench.recorder.num_recorded == 1
     one, other = bench.forward.run([text(broken, 4), text(lora, 4)])
     assert (bool(one.isfinite().any()), bool(other.isfinite().all())) == (False, True)
+
+
+@pytest.mark.parametrize("bytes_each", [1000, 100 << 20])
+def test_what_recorded_passes_keep_is_in_the_memory_budget(
+    bytes_each: int, bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all sizes, and it is not exceeded; where it is too much there are none, and adapters have the room."""
+    monkeypatch.setattr(graphs, "MOST_TOKENS", 128)
+    small = Bench(bench.base.folder, bench.root)
+    small.recorder.bytes_each = bytes_each
+    made = small.forward.graphs
+    assert made is not None
+    card = PlantedCard(1 << 30)
+    budget = share_out(card, small.base, small.forward.run, 8192, graphs=made)
+    assert sum(budget.parts.values()) == 1 << 30
+    assert small.recorder.num_recorded == 2
+    if bytes_each > 1000:
+        assert budget.parts["graphs"] == made.held_bytes() == 0
+        assert made.token_counts == []
+        assert "bytes that are left for adapters" in capsys.readouterr().err
+        return
+    assert budget.parts["graphs"] == GROWTH * 2000 + acting_bytes(small.base, 128)
+    made.keep_within(3000)
+    for name in ("lora-qv", "ia3-paper"):
+        small.check([text(small.load(name), 4)])
+    assert small.recorder.num_recorded == 3
 
 
 @settings(max_examples=60, deadline=None)
