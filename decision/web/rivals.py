@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decision.answer import Answer, Option, Share, money, percent, size
+from decision.answer import Answer, Option, Share, percent, size
 from decision.web.charts import brief, kind_of
 from decision.web.markup import Markup, code, element, prose
 
@@ -15,7 +15,7 @@ COLUMNS = (
     ("Texts/s", "number"),
     ("p95 ms", "number"),
     ("GiB", "number"),
-    ("A month", "number"),
+    ("{currency} a month", "number"),
     ("Limits", ""),
 )
 MARKS = {"choice": "choice", "runner": "runner-up"}
@@ -25,14 +25,16 @@ def rivals(answer: Answer) -> Markup:
     """One line a candidate, the most accurate first."""
     if not answer.options:
         return Markup("")
-    head = element("tr", *(element("th", name, scope="col", class_=kind or None) for name, kind in COLUMNS))
+    currency = next((option.cost.currency for option in answer.options if option.cost is not None), "cost")
+    names = [(name.format(currency=currency), kind) for name, kind in COLUMNS]
+    head = element("tr", *(element("th", name, scope="col", class_=kind or None) for name, kind in names))
     body = [_line(answer, option) for option in answer.options]
     table = element("table", element("thead", head), element("tbody", *body))
     region = element("div", table, class_="scroll", role="region", aria_labelledby="rivals-title", tabindex="0")
     parts = [element("h2", "Candidates", id="rivals-title"), region]
     if answer.yardstick is not None:
-        told = ("Differences are to ", code(answer.yardstick), f", {answer.yardstick_because}.")
-        parts.insert(1, element("p", *told, class_="hint"))
+        told = f"Differences are to `{answer.yardstick}`, {answer.yardstick_because}."
+        parts.insert(1, element("p", prose(told), class_="hint"))
     return element("section", *parts, id="rivals")
 
 
@@ -51,7 +53,7 @@ def _line(answer: Answer, option: Option) -> Markup:
         ("number", f"{option.texts_per_s:,.0f}" if option.texts_per_s is not None else "–"),
         ("number", brief(option.p95_ms) if option.p95_ms is not None else "–"),
         ("number", f"{option.memory_gib:.3g}" if option.memory_gib is not None else "–"),
-        ("number", money(cost.per_month, cost.currency) if cost is not None else "–"),
+        ("number", f"{cost.per_month:,.0f}" if cost is not None else "–"),
     ]
     shown = [element("td", text, class_=one.replace(" ", "-") or None) for one, text in cells]
     name = element("th", element("span", class_=f"sign {kind}"), code(option.candidate), " ", mark, scope="row")
