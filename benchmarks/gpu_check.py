@@ -3,10 +3,11 @@
     python -m benchmarks.gpu_check --output gpu-check.json
 
 First the kernels against torch in float64, over widths, ranks and formats; then every method's logits in half precision
-on the card, alone and in a mixed batch, against plain peft in float32 on the CPU; then throughput: batches of 64 texts,
-each with another adapter, of contenders that take turns in an order drawn anew. Ends with status 1 if anything fails or
-is further from the truth than it may be. Needs torch, transformers, peft and Triton, but neither pydantic nor any part
-of the service. What reads or writes beside its memory may pass here; this finds it:
+on the card, alone and in a mixed batch, against plain peft in float32 on the CPU; then recorded passes (CUDA graphs)
+against launched ones, with adapters that take each other's places; then throughput: batches of 64 texts, each with
+another adapter, and smaller ones, of contenders that take turns in an order drawn anew. Ends with status 1 if anything
+fails or is further from the truth than it may be. Needs torch, transformers, peft and Triton, but neither pydantic nor
+any part of the service. What reads or writes beside its memory may pass here; this finds it:
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python -m benchmarks.gpu_check --only kernels --output o.json
 """
@@ -52,17 +53,23 @@ from server.varlen_attention import HALF, VarlenAttention
 from training import dummy
 from training.model import PooledClassifier
 
-PARTS = ("kernels", "logits", "speed")
+PARTS = ("kernels", "logits", "graphs", "speed")
 METHODS, BARE = ("lora", "ia3", "prefix", "bottleneck"), "head"
 WIDTHS = ((384, 384), (384, 1536), (1536, 384), (2048, 2048), (2048, 512), (8192, 2048), (72, 1000))
 ALL_HEADS = (Heads(12, 12, 32), Heads(12, 12, 64), Heads(32, 8, 64), Heads(16, 2, 128), Heads(4, 4, 256))
 LOGIT_TOLERANCE = {torch.bfloat16: 0.05, torch.float32: 1e-3}
 """Of the largest logit of the batch."""
 BATCH, NUM_ROUNDS, WARM_UPS = 64, 20, 3
+SMALL_BATCHES = (1, 4, 16)
+LAUNCHED_PAIRS = {
+    "base_vs_launched_base": ("base", "base without graphs"),
+    "mix_vs_launched_mix": ("mix", "mix without graphs"),
+}
 PAIRS = {
     **{f"{method}_vs_base": (method, "base") for method in METHODS},
     "mix_vs_base": ("mix", "base"),
     "mix_vs_plain_mix": ("mix", "mix without kernels"),
+    **LAUNCHED_PAIRS,
     "lora_vs_peft_adapter_names": ("lora", "peft adapter_names"),
     "lora_vs_peft_set_adapter": ("lora", "peft set_adapter a text"),
 }
@@ -95,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.attempt("attention", lambda: check_attention(device, report))
         if "logits" in parts:
             report.attempt("logits", lambda: check_logits(flags.base, device, root / "checked", report))
+        if "graphs" in parts:
+            report.attempt("graphs", lambda: check_graphs(flags.base, device, root / "recorded", report))
         if "speed" in parts:
             report.attempt("speed", lambda: measure(flags.base, device, root / "timed", flags.rounds, report))
             if flags.shape != "none" and not report.is_over():
@@ -207,6 +216,37 @@ def check_logits(spec: str, device: torch.device, root: Path, report: Report) ->
         store.close()
 
 
+def check_graphs(spec: str, device: torch.device, root: Path, report: Report) -> None:
+    """Recorded passes against launched ones, in batches of all methods; other adapters need no other recording."""
+    dtype = torch.bfloat16
+    base = load_base(spec, str(device), _short(dtype))
+    forward, launched = Forward(base), Forward(load_base(spec, str(device), _short(dtype)), uses_graphs=False)
+    if forward.graphs is None:
+        raise RuntimeError(f"passes cannot be recorded on {device}; the log says why (kernels_absent)")
+    store = Store(base)
+    loaded: list[list[LoadedAdapter]] = [[], []]
+    for method in (*METHODS, "bitfit", BARE):
+        for some, name in zip(loaded, dummy.make(root, method_named(method), 2, str(base.folder)), strict=True):
+            some.append(store.load(adapter_folder.read(root, name, base)))
+    for turn, adapters in enumerate((*loaded, *reversed(loaded))):
+        for num_texts in (*SMALL_BATCHES, BATCH):
+            texts = _known(skewed_texts(num_texts), base.vocabulary_size)
+            # all methods at once from the first batch of a size on: they are what it is recorded with
+            work = [(job(text), adapters[number % len(adapters)]) for number, text in enumerate(texts)]
+            work += [(job((1, 2, 3)), adapter) for adapter in adapters]
+            found, expected = (torch.cat([row.float() for row in run(work)]) for run in (forward.run, launched.run))
+            error, limit = _part_of(found, expected), LOGIT_TOLERANCE[dtype]
+            report.note("logits of recorded passes", f"turn {turn}, {num_texts} texts", error, limit)
+        if turn == 0:
+            num_recorded = forward.graphs.num_recorded
+    if not forward.graphs.token_counts:
+        raise RuntimeError("recorded passes were given up; the log says why (kernels_absent)")
+    if forward.graphs.num_recorded != num_recorded:
+        raise RuntimeError(f"{forward.graphs.num_recorded - num_recorded} passes were recorded for other adapters")
+    _say(f"graphs: {num_recorded} recorded, {forward.graphs.held_bytes():,} bytes")
+    store.close()
+
+
 def measure_shape(shape: str, device: torch.device, root: Path, rounds: int, report: Report) -> None:
     """The same as `measure`, with a base of random weights."""
     measure(str(write_base(root / f"random-{shape}", SHAPES[shape], device)), device, root / shape, rounds, report)
@@ -217,6 +257,7 @@ def measure(spec: str, device: torch.device, root: Path, rounds: int, report: Re
     dtype = "bfloat16"
     base = load_base(spec, str(device), dtype)
     plain = Forward(load_base(spec, str(device), dtype), uses_kernels=False)
+    launched = Forward(load_base(spec, str(device), dtype), uses_graphs=False)
     forward, store = Forward(base), Store(base)
     _say(f"{base.name}: making adapters")
     loaded: dict[str, list[LoadedAdapter]] = {}
@@ -232,6 +273,8 @@ def measure(spec: str, device: torch.device, root: Path, rounds: int, report: Re
             **{method: _ours(forward, loaded[method], texts) for method in METHODS},
             "mix": _ours(forward, mix, texts),
             "mix without kernels": _ours(plain, mix, texts),
+            "base without graphs": _ours(launched, loaded[BARE], texts),
+            "mix without graphs": _ours(launched, mix, texts),
             **_of_peft(peer, texts, device),
         }
         seconds = interleave(contenders, device, rounds, report.is_over)
@@ -248,6 +291,23 @@ def measure(spec: str, device: torch.device, root: Path, rounds: int, report: Re
             "base_vs_matrix_rate": round(rate / matrix_rate(device), 4),
         }
         _say(json.dumps(report.speeds, indent=1))
+    for num_texts in filter(BATCH.__gt__, SMALL_BATCHES):
+        texts = _known(skewed_texts(num_texts), base.vocabulary_size)
+        contenders = {
+            "base": _ours(forward, loaded[BARE][:num_texts], texts),
+            "base without graphs": _ours(launched, loaded[BARE][:num_texts], texts),
+            "mix": _ours(forward, mix[:num_texts], texts),
+            "mix without graphs": _ours(launched, mix[:num_texts], texts),
+        }
+        seconds = interleave(contenders, device, rounds, report.is_over)
+        if all(seconds.values()):
+            report.speeds[f"{base.name}, {num_texts} texts"] = {
+                "tokens": sum(map(len, texts)),
+                "ms": {name: round(statistics.median(some) * 1e3, 3) for name, some in seconds.items()},
+                "ratios": {
+                    name: _speed(seconds[mine], seconds[theirs]) for name, (mine, theirs) in LAUNCHED_PAIRS.items()
+                },
+            }
     store.close()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from server import logs
-from server.attention import Attend, Heads
+from server.attention import Heads
 from server.device_trial import Drawn, attention_error, operation_error
 from server.grouped import GroupedSegments
 from server.methods.base import ATTENTION, AttentionSite
@@ -53,18 +53,18 @@ def grouped_segments(base: BaseModel) -> GroupedSegments | None:
     return _had("grouped operations", make)
 
 
-def varlen_attend(base: BaseModel) -> Attend | None:
+def varlen_attention(base: BaseModel) -> VarlenAttention | None:
     """Attention in one call, or None where it cannot be had; the reason is logged."""
     heads = heads_of(base)
 
-    def make() -> Attend:
+    def make() -> VarlenAttention:
         if base.dtype not in HALF:
             raise ValueError(f"flash attention takes half precision, and the base model is {base.dtype}")
         if heads.head_dim % HEAD_DIM_STEP or heads.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"flash attention takes no heads of {heads.head_dim} numbers")
-        made = VarlenAttention(flash(), _had("prefixes in Triton", _put_in_front)).attend
+        made = VarlenAttention(flash(), _had("prefixes in Triton", _put_in_front))
         for is_causal in (False, True):
-            check(attention_error(made, base.device, base.dtype, heads, is_causal), base.dtype)
+            check(attention_error(made.attend, base.device, base.dtype, heads, is_causal), base.dtype)
         return made
 
     return _had("varlen attention", make)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from server.attention import Attend, Heads, Packing, attend
-from server.grouped import Batch, DeviceKernels, table_of
+from server.grouped import DeviceKernels, batch_of, table_of
 from server.methods.base import KeysValues, Segment
 from server.products import LowRank, Operation, TorchProducts
 
@@ -46,7 +46,7 @@ def operation_error(
             raise ValueError(f"{one} is nothing that kernels do")
         spans.append((place + GAP, place + GAP + one.num_rows, table))
         place += GAP + one.num_rows
-    batch = Batch(kernels, spans, device)
+    batch = batch_of(kernels, spans, device)
     x = torch.randn(place + GAP, d_in, device=device).to(dtype)
     y = torch.randn(place + GAP, 3 * d_out, device=device).to(dtype)  # as where three sites share one product
     expected_x, expected_y = x.double(), y.double()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from server import attention, base_model, device_code, kernels
 from server.attention import Attend, Packing, attend
 from server.base_model import BaseModel
+from server.graphs import Graphs, Runner
+from server.grouped import GroupedSegments, upload
 from server.jobs import Job
 from server.kernels import Kernels
 from server.library_encoder import LibraryEncoder, act_at
@@ -24,7 +27,9 @@ from server.loaded_adapter import LoadedAdapter
 from server.methods.base import ATTENTION
 from server.packed_encoder import PackedEncoder
 from server.products import TorchProducts
+from server.recorder import CudaRecorder, Recorder
 from server.segments import Segments, join
+from server.varlen_attention import VarlenAttention
 
 Work = tuple[Job, LoadedAdapter]
 EncoderName = Literal["auto", "packed", "library"]
@@ -49,21 +54,29 @@ class Forward:
         encoder: EncoderName = "auto",
         keeps_weights: bool = True,
         uses_kernels: bool = True,
-        segments: Segments | None = None,
-        attending: Attend | None = None,
+        uses_graphs: bool = True,
+        segments: GroupedSegments | None = None,
+        attention: VarlenAttention | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster.
 
         uses_kernels: whether compiled code runs where it can be had (`server.kernels`, `server.device_code`).
-        segments, attending: what runs instead of what suits the device.
+        uses_graphs: whether small passes are recorded where they can be (`server.graphs`).
+        segments, attention, recorder: what runs instead of what suits the device.
         """
         self._base = base
         compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
         if uses_kernels and base.device.type == "cuda":
             segments = segments or device_code.grouped_segments(base)
-            attending = attending or device_code.varlen_attend(base)
-        self._segments = segments or Segments(compiled or TorchProducts())
-        self._encoder = self._make_encoder(encoder, keeps_weights, compiled, attending or attend)
+            attention = attention or device_code.varlen_attention(base)
+            recorder = recorder or CudaRecorder(base.device)
+        self._segments: Segments = segments or Segments(compiled or TorchProducts())
+        attending = attend if attention is None else attention.attend
+        self._encoder = self._make_encoder(encoder, keeps_weights, compiled, attending)
+        self.graphs: Graphs | None = None
+        if uses_graphs and recorder and segments and attention:
+            self.graphs = Graphs(base, Runner(self._encoder.run, segments, attention), recorder)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> list[Tensor]:
@@ -99,8 +112,11 @@ class Forward:
         adapters = [adapter for _, adapter in batch]
         packing = self._pack(batch)
         try:
-            self._segments.begin(adapters, packing.starts)
-            rows = self._encoder.run(self._inputs(batch), packing)  # [read rows, hidden]
+            inputs, launch = self._inputs(batch), partial(self._launch, adapters, packing)
+            if self.graphs is None:
+                rows = launch(inputs)  # [read rows, hidden]
+            else:
+                rows = self.graphs.run(inputs, adapters, packing, partial(launch, inputs))
             pooled = self._pool(rows, batch, packing.read_starts)  # [texts, hidden]
         finally:
             self._segments.end()
@@ -113,6 +129,14 @@ class Forward:
             parts = torch.split(fetched, [some.numel() for some in scores])
             scores = [flat.view_as(some) for flat, some in zip(parts, scores, strict=True)]
         return [row for some in scores for row in some]
+
+    def _launch(
+        self, adapters: Sequence[LoadedAdapter], packing: Packing, inputs: Mapping[str, Sequence[int]]
+    ) -> Tensor:
+        """The layers of the base, launched one by one."""
+        self._segments.begin(adapters, packing.starts)
+        device = self._base.device
+        return self._encoder.run({name: upload(values, device)[None] for name, values in inputs.items()}, packing)
 
     def _pack(self, batch: list[Work]) -> Packing:
         return Packing(
@@ -130,8 +154,8 @@ class Forward:
             return self._base.family.native_position(job.token_ids, self._base.pad_id)
         return 0 if adapter.pooling == "cls" else job.num_tokens - 1
 
-    def _inputs(self, batch: list[Work]) -> dict[str, Tensor]:
-        """What the model takes, [1, tokens] each."""
+    def _inputs(self, batch: list[Work]) -> dict[str, list[int]]:
+        """What the model takes, by its name there: one number a token."""
         family, pad_id = self._base.family, self._base.pad_id
         inputs = {
             "input_ids": [token for job, _ in batch for token in job.token_ids],
@@ -143,15 +167,16 @@ class Forward:
         }
         if self._base.uses_type_ids:
             inputs["token_type_ids"] = [kind for job, _ in batch for kind in job.type_ids]
-        return {name: torch.tensor([values], device=self._base.device) for name, values in inputs.items()}
+        return inputs
 
     def _pool(self, rows: Tensor, batch: list[Work], starts: tuple[int, ...]) -> Tensor:
         """One row per text, each pooled as its adapter was trained; float32.
 
         Text i covers rows starts[i] to starts[i + 1].
         """
-        lengths = torch.tensor([stop - start for start, stop in pairwise(starts)])
-        pooled = torch.segment_reduce(rows.float(), "mean", lengths=lengths.to(rows.device))  # of one row: itself
+        lengths = upload([stop - start for start, stop in pairwise(starts)], rows.device)
+        # unsafe: lengths are not checked on the device, for which the host would wait
+        pooled = torch.segment_reduce(rows.float(), "mean", lengths=lengths, unsafe=True)  # of one row: itself
         native = [i for i, (_, adapter) in enumerate(batch) if adapter.pooling == "native"]
         if native:
             # adapters may act at the base's own pooling layer too: now one row is one text

@@ -80,37 +80,65 @@ class Part(NamedTuple):
     outputs: frozenset[int]
 
 
-class Batch:
-    """Which rows belong to which tables; changes what goes into a site and what comes out of it."""
+class Draft(NamedTuple):
+    """A `Part` before it is in the device's memory. tiles: three whole numbers each, one behind the other."""
 
-    def __init__(self, kernels: DeviceKernels, spans: Sequence[tuple[int, int, Table]], device: torch.device) -> None:
-        self._kernels = kernels
-        groups: dict[Group, list[int]] = {}
-        for number, (_, _, table) in enumerate(spans):
-            groups.setdefault(table.group, []).append(number)
-        numbers = [table.numbers.data_ptr() for _, _, table in spans]
-        drafts = []
-        for group, members in groups.items():
-            rows = _rows_of(group, [spans[number][:2] for number in members])
-            first = len(numbers)
-            for number in members:
-                start, stop, _ = spans[number]
-                for begin in range(start, stop, rows):
-                    numbers += (number, begin, min(begin + rows, stop))
-            drafts.append((group, rows, first, len(numbers), [spans[number][2] for number in members]))
-        uploaded = upload(numbers, device)
-        self._addresses = uploaded[: len(spans)]
-        self._parts = [
-            Part(
-                group,
-                rows,
-                uploaded[first:last].view(-1, 3),
-                frozenset().union(*(table.inputs for table in tables)),
-                frozenset().union(*(table.outputs for table in tables)),
-            )
-            for group, rows, first, last, tables in drafts
-        ]
-        self._tables = [table for _, _, table in spans]  # their memory is read until the pass is over
+    group: Group
+    rows: int
+    tiles: Sequence[int]
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+
+
+Rows = tuple[int, int, Table]
+"""The first row of an adapter, the row behind its last, and its table."""
+
+
+def draft(spans: Sequence[Rows], rows: int | None = None) -> list[Draft]:
+    """What each group of adapters does in a pass; an adapter's place among the addresses is that among the spans.
+
+    rows: of one program; None chooses by how many an adapter has.
+    """
+    groups: dict[Group, list[int]] = {}
+    for number, (_, _, table) in enumerate(spans):
+        groups.setdefault(table.group, []).append(number)
+    drafts = []
+    for group, members in groups.items():
+        step = rows or _rows_of(group, [spans[number][:2] for number in members])
+        tiles: list[int] = []
+        for number in members:
+            start, stop, _ = spans[number]
+            for begin in range(start, stop, step):
+                tiles += (number, begin, min(begin + step, stop))
+        inputs = frozenset[int]().union(*(spans[number][2].inputs for number in members))
+        outputs = frozenset[int]().union(*(spans[number][2].outputs for number in members))
+        drafts.append(Draft(group, step, tiles, inputs, outputs))
+    return drafts
+
+
+def batch_of(kernels: DeviceKernels, spans: Sequence[Rows], device: torch.device) -> Batch:
+    """A batch of these adapters, all of its numbers uploaded at once."""
+    drafts = draft(spans)
+    numbers = [table.numbers.data_ptr() for _, _, table in spans]
+    for one in drafts:
+        numbers += one.tiles
+    sizes = [len(spans), *(len(one.tiles) for one in drafts)]
+    addresses, *tiles = torch.split(upload(numbers, device), sizes)
+    parts = [
+        Part(one.group, one.rows, some.view(-1, 3), one.inputs, one.outputs)
+        for one, some in zip(drafts, tiles, strict=True)
+    ]
+    return Batch(kernels, addresses, parts)
+
+
+class Batch:
+    """Which rows belong to which tables; changes what goes into a site and what comes out of it.
+
+    addresses: of the tables, which somebody else keeps until the pass is over.
+    """
+
+    def __init__(self, kernels: DeviceKernels, addresses: Tensor, parts: Sequence[Part]) -> None:
+        self._kernels, self._addresses, self._parts = kernels, addresses, parts
 
     def change_input(self, site: int, x: Tensor, is_shared: bool) -> Tensor:
         """x [rows, d_in]; changed in place unless others read it too."""
@@ -140,8 +168,9 @@ class GroupedSegments(Segments):
 
     def __init__(self, kernels: DeviceKernels, sites: Iterable[str], device: torch.device) -> None:
         super().__init__(TorchProducts())
-        self._kernels, self._device = kernels, device
+        self.kernels, self._device = kernels, device
         self._numbers = {site: number for number, site in enumerate(sites)}
+        self.num_sites = len(self._numbers)
         self._tables: Any = WeakIdKeyDictionary()  # by an adapter's first row, with which it goes
         self._batch: Batch | None = None
 
@@ -151,14 +180,19 @@ class GroupedSegments(Segments):
         for method, spans in self._spans.items():
             others: list[Span] = []
             for span in spans:
-                table = self._table(span.adapter)
+                table = self.table(span.adapter)
                 if table is None:
                     others.append(span)
                 elif table.inputs or table.outputs:
                     grouped.append((span.start, span.stop, table))
             self._spans[method] = others
         self._spans = {method: spans for method, spans in self._spans.items() if spans}
-        self._batch = Batch(self._kernels, grouped, self._device) if grouped else None
+        self._batch = batch_of(self.kernels, grouped, self._device) if grouped else None
+
+    def use(self, batch: Batch) -> None:
+        """A pass in which this batch acts, and nothing else."""
+        super().end()
+        self._batch = batch
 
     def end(self) -> None:
         super().end()
@@ -175,17 +209,21 @@ class GroupedSegments(Segments):
             self._batch.change_output(self._numbers[site], x, y)
         super().change_output(site, x, y)
 
-    def _table(self, adapter: LoadedAdapter) -> Table | None:
+    def table(self, adapter: LoadedAdapter) -> Table | None:
         """An adapter's table; None where kernels cannot do all that it does."""
-        rows = {self._numbers[site]: row for site, row in adapter.rows.items() if site != ATTENTION}
-        if not rows:
+        first = next((row for site, row in adapter.rows.items() if site != ATTENTION), None)
+        if first is None:
             return NOTHING
-        anchor = adapter.method.operation(next(iter(rows.values())))
+        anchor = adapter.method.operation(first)
         if anchor is None:
             return None
         if anchor.row not in self._tables:
-            operations = {site: adapter.method.operation(row) for site, row in rows.items()}
-            self._tables[anchor.row] = table_of(operations, len(self._numbers), self._device)
+            operations = {
+                self._numbers[site]: adapter.method.operation(row)
+                for site, row in adapter.rows.items()
+                if site != ATTENTION
+            }
+            self._tables[anchor.row] = table_of(operations, self.num_sites, self._device)
         found: Table | None = self._tables[anchor.row]
         return found
 

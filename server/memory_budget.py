@@ -10,6 +10,7 @@ from server.batch_budget import FEWEST_TOKENS
 from server.device_memory import CardMemory, is_lack_of_memory
 from server.errors import BaseModelError
 from server.forward import Work
+from server.graphs import Graphs
 from server.heads import Head
 from server.jobs import Job
 from server.loaded_adapter import LoadedAdapter
@@ -20,6 +21,10 @@ RESERVE = 0.05
 """Of the whole memory: gaps between blocks, code that the driver loads when it is first needed."""
 MOST_WORKSPACE = 0.5
 """Of what the base model leaves; where a batch would need more, batches are smaller, so that adapters have room."""
+MOST_FOR_GRAPHS = 0.25
+"""Of what is left for adapters; where recorded passes would keep more, there are none."""
+GROWTH = 3
+"""Times as much that recorded passes may keep once adapters act in them: up to twice the launches, and some anew."""
 HIDDEN_ROWS, WIDE_ROWS = 8, 3
 """What a token has in memory at one time within a layer: rows of the model's width, and of its widest product's."""
 
@@ -39,11 +44,13 @@ def share_out(
     run: Callable[[list[Work]], object],
     most_tokens: int,
     most_adapter_bytes: int = 0,
+    graphs: Graphs | None = None,
 ) -> MemoryBudget:
     """Share out the memory of the card on which the base model has been loaded.
 
     run is the forward pass: a batch of most_tokens runs, or of half as many, and so on, until one fits.
-    most_adapter_bytes: 0 gives adapters all that is left. Raises BaseModelError where the base model leaves no room.
+    most_adapter_bytes: 0 gives adapters all that is left. graphs: what run records; this has all sizes recorded.
+    Raises BaseModelError where the base model leaves no room.
     """
     total = card.total_bytes()
     reserve, num_tokens = int(total * RESERVE), most_tokens
@@ -55,10 +62,18 @@ def share_out(
                 "take a smaller base model, --dtype bfloat16 or a larger GPU, or end what else is on it"
             )
         num_tokens = max(FEWEST_TOKENS, num_tokens // 2)
+    graph_bytes = 0 if graphs is None else _graph_bytes(base, run, graphs, num_tokens)
     room = card.free_bytes() - reserve - workspace
+    if graphs is not None and graph_bytes > room * MOST_FOR_GRAPHS:
+        graphs.give_up(f"they would keep {graph_bytes:,} of the {room:,} bytes that are left for adapters")
+        graph_bytes = 0
+    elif graphs is not None:
+        graphs.keep_within(graph_bytes)
+    room -= graph_bytes
     parts = {
         "base": card.held_bytes(),
         "workspace": workspace,
+        "graphs": graph_bytes,
         "adapters": min(most_adapter_bytes or room, room),
         "reserve": reserve,
         "other": total - card.held_bytes() - card.free_bytes(),
@@ -82,6 +97,16 @@ def _workspace(
         return None
     # asked again: the first pass also makes what later ones reuse
     return needed if needed <= (card.free_bytes() - reserve) * MOST_WORKSPACE else None
+
+
+def _graph_bytes(base: BaseModel, run: Callable[[list[Work]], object], graphs: Graphs, num_tokens: int) -> int:
+    """What recorded passes keep, and what they may come to keep; the largest first, in whose memory the others fit."""
+    for count in reversed(graphs.token_counts):
+        if count <= num_tokens:
+            run(full_batch(base, count))
+    if not graphs.token_counts:  # given up
+        return 0
+    return GROWTH * graphs.held_bytes() + acting_bytes(base, graphs.token_counts[-1])
 
 
 def pass_bytes(base: BaseModel, num_tokens: int) -> int:

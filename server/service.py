@@ -46,7 +46,12 @@ class Service:
         self.memory.enter()
         try:
             self.base = load_base(settings.base, settings.device, settings.dtype)
-            forward = Forward(self.base, keeps_weights=False, uses_kernels=settings.kernels == "auto")
+            forward = Forward(
+                self.base,
+                keeps_weights=False,
+                uses_kernels=settings.kernels == "auto",
+                uses_graphs=settings.cuda_graphs == "auto",
+            )
             budget = self._share_out(forward, settings)
         except (RuntimeError, MemoryError) as error:
             if not is_lack_of_memory(error):
@@ -122,7 +127,8 @@ class Service:
         if isinstance(self.memory, HostMemory):
             room = settings.adapter_bytes or quarter_of_memory(self.base.device)
             return MemoryBudget(room, settings.max_batch_tokens, {"adapters": room})
-        budget = share_out(self.memory, self.base, forward.run, settings.max_batch_tokens, settings.adapter_bytes)
+        most_tokens, most_bytes = settings.max_batch_tokens, settings.adapter_bytes
+        budget = share_out(self.memory, self.base, forward.run, most_tokens, most_bytes, forward.graphs)
         logs.event("memory_shared_out", batch_tokens=budget.batch_tokens, **budget.parts)
         return budget
 

@@ -53,6 +53,8 @@ class Settings(BaseModel):
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
     """auto runs compiled code: of C with AVX-512, or of Triton on a GPU; off leaves all to torch."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """auto records small passes and runs them again in one call, where --kernels are used on a GPU; off does not."""
     keys: Path | None = None
     """File of the keys that callers need (docs/security.md); without one, everybody may do everything."""
     max_inputs: int = Field(256, ge=1, le=10_000)

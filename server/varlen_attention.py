@@ -20,6 +20,7 @@ from server.methods.base import KeysValues
 
 HALF = (torch.bfloat16, torch.float16)
 HEAD_DIM_STEP, MAX_HEAD_DIM = 8, 256
+PREFIX_FIELDS = 6
 
 
 class Flash(Protocol):
@@ -51,18 +52,54 @@ class PutInFront(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-class Lines:
+class Lines(Protocol):
     """Where every text's keys lie once its prefix precedes them; the texts keep their order.
 
-    starts: text i covers rows starts[i] to starts[i + 1].
+    Text i has the tokens token_starts[i] to token_starts[i + 1], the read rows read_starts[i] to read_starts[i + 1] and
+    the keys key_starts[i] to key_starts[i + 1]; all int32. longest_text, longest_key: no text has more tokens, or keys.
     """
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def longest_text(self) -> int: ...
+    @property
+    def longest_key(self) -> int: ...
+    @property
+    def token_starts(self) -> Tensor: ...
+    @property
+    def read_starts(self) -> Tensor: ...
+    @property
+    def key_starts(self) -> Tensor: ...
+    @property
+    def has_prefixes(self) -> bool: ...
+    @property
+    def has_known_prefixes(self) -> bool:
+        """Whether `prefixes` can describe them."""
+        ...
+
+    @property
+    def sources(self) -> Tensor:
+        """Where every row of the keys comes from, [rows, 2]: the text whose prefix it is and the row there, or -1 and
+        the token."""
+        ...
+
+    @property
+    def prefixes(self) -> Tensor:
+        """By text: addresses of keys and values, strides of layer, head and row, and the format; [texts, 6]."""
+        ...
+
+
+class BatchLines:
+    """The `Lines` of one batch."""
 
     def __init__(self, packing: Packing, device: torch.device) -> None:
         self._packing, self._device = packing, device
-        self._prefix_lengths = [0 if prefix is None else prefix.keys.shape[2] for prefix in packing.prefixes]
-        lengths = [sum(both) for both in zip(self._prefix_lengths, packing.lengths, strict=True)]
-        self.starts, self.longest = (0, *accumulate(lengths)), max(lengths)
-        self.has_prefixes = any(self._prefix_lengths)
+        self.num_tokens = packing.starts[-1]
+        self.longest_text = max(packing.lengths)
+        self.starts = (0, *accumulate(key_lengths(packing)))
+        self.longest_key = max(stop - start for start, stop in pairwise(self.starts))
+        self.has_prefixes = self.starts != packing.starts
 
     @cached_property
     def key_starts(self) -> Tensor:
@@ -78,20 +115,15 @@ class Lines:
 
     @cached_property
     def has_known_prefixes(self) -> bool:
-        """Whether `prefixes` can describe them."""
-        return all(
-            keys.dtype == values.dtype and keys.dtype in DTYPES and keys.stride() == values.stride()
-            for keys, values in filter(None, self._packing.prefixes)
-        ) and all(keys.stride(3) == 1 for keys, _ in filter(None, self._packing.prefixes))
+        return are_known(self._packing)
 
     @cached_property
     def sources(self) -> Tensor:
-        """Where every row comes from, [rows, 2]: the text whose prefix it is and the row there, or -1 and the token."""
         found: list[int] = []
-        for text, (prefix, (start, stop)) in enumerate(
-            zip(self._prefix_lengths, pairwise(self._packing.starts), strict=True)
+        for text, ((first, last), (start, stop)) in enumerate(
+            zip(pairwise(self.starts), pairwise(self._packing.starts), strict=True)
         ):
-            for row in range(prefix):
+            for row in range(last - first - (stop - start)):
                 found += (text, row)
             for token in range(start, stop):
                 found += (-1, token)
@@ -99,11 +131,7 @@ class Lines:
 
     @cached_property
     def prefixes(self) -> Tensor:
-        """By text: addresses of keys and values, strides of layer, head and row, and the format; [texts, 6]."""
-        found: list[int] = []
-        for prefix in self._packing.prefixes:
-            found += (0,) * 6 if prefix is None else _describe(prefix)
-        return upload(found, self._device).view(-1, 6)
+        return upload(prefix_numbers(self._packing), self._device).view(-1, PREFIX_FIELDS)
 
 
 class VarlenAttention:
@@ -113,6 +141,15 @@ class VarlenAttention:
         """put_in_front: what moves keys and values; None: torch, text by text."""
         self._flash, self._put_in_front = flash, put_in_front
         self._lines: WeakKeyDictionary[Packing, Lines] = WeakKeyDictionary()
+
+    @property
+    def moves_prefixes(self) -> bool:
+        """Whether the prefixes of a batch are moved in one call, which finds them by their addresses."""
+        return self._put_in_front is not None
+
+    def use(self, packing: Packing, lines: Lines) -> None:
+        """Attend to a batch by these lines, not by its own."""
+        self._lines[packing] = lines
 
     def attend(
         self,
@@ -129,24 +166,24 @@ class VarlenAttention:
     ) -> Tensor:
         lines = self._lines.get(packing)
         if lines is None:
-            lines = self._lines[packing] = Lines(packing, queries.device)
+            lines = self._lines[packing] = BatchLines(packing, queries.device)
         if lines.has_prefixes and window is not None:  # it would count the prefix as part of the window
             return attend(packing, heads, layer, scale, queries, keys, values, reads_only, is_causal, window)
         if not lines.has_prefixes:
-            keys, values = keys[: lines.starts[-1]], values[: lines.starts[-1]]
+            keys, values = keys[: lines.num_tokens], values[: lines.num_tokens]
         elif self._put_in_front is not None and lines.has_known_prefixes:
             keys, values = self._put_in_front(keys, values, lines.sources, lines.prefixes, layer, heads.head_dim)
         else:
             keys, values = put_in_front(packing, layer, keys, values)
-        starts = packing.read_starts if reads_only else packing.starts
+        num_rows = packing.read_starts[-1] if reads_only else lines.num_tokens
         context = self._flash(
-            queries[: starts[-1]].view(-1, heads.num_queries, heads.head_dim),
+            queries[:num_rows].view(-1, heads.num_queries, heads.head_dim),
             keys.view(-1, heads.num_keys, heads.head_dim),
             values.view(-1, heads.num_keys, heads.head_dim),
             lines.read_starts if reads_only else lines.token_starts,
             lines.key_starts,
-            max(stop - start for start, stop in pairwise(starts)),
-            lines.longest,
+            max(stop - start for start, stop in pairwise(packing.read_starts)) if reads_only else lines.longest_text,
+            lines.longest_key,
             scale,
             (-1, 0) if is_causal else (-1, -1) if window is None else (window, window),
         ).flatten(1)
@@ -163,6 +200,30 @@ def put_in_front(packing: Packing, layer: int, keys: Tensor, values: Tensor) -> 
                 parts.append(in_front[layer].transpose(0, 1).flatten(1).to(rows.dtype))  # [prefix, width]
             parts.append(rows[start:stop])
     return torch.cat(both[0]), torch.cat(both[1])
+
+
+def key_lengths(packing: Packing) -> list[int]:
+    """How many keys every text has, its prefix's included."""
+    return [
+        length + (0 if prefix is None else prefix.keys.shape[2])
+        for length, prefix in zip(packing.lengths, packing.prefixes, strict=True)
+    ]
+
+
+def prefix_numbers(packing: Packing) -> list[int]:
+    """`Lines.prefixes`, one text behind the other; all 0 without a prefix."""
+    found: list[int] = []
+    for prefix in packing.prefixes:
+        found += (0,) * PREFIX_FIELDS if prefix is None else _describe(prefix)
+    return found
+
+
+def are_known(packing: Packing) -> bool:
+    """Whether `Lines.prefixes` can describe all of them."""
+    return all(
+        keys.dtype == values.dtype and keys.dtype in DTYPES and keys.stride() == values.stride() and keys.stride(3) == 1
+        for keys, values in filter(None, packing.prefixes)
+    )
 
 
 def _describe(prefix: KeysValues) -> Sequence[int]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,64 +32,13 @@ from server.memory_budget import MOST_WORKSPACE, RESERVE, acting_bytes, full_bat
 from server.retries import Retries
 from server.service import Service
 from server.store import Store
+from tests.planted_card import ILLEGAL, PlantedCard
 from tests.seeded import MAX_LENGTH
 from tests.serving import make_adapters, settings_for, until
 from tests.test_batching import waiting
 
 WAIT_S = 20
-ILLEGAL = "CUDA error: an illegal memory access was encountered"
 GIB = 1 << 30
-
-
-class PlantedCard(CardMemory):
-    """A card of few bytes in this machine's memory, which counts what it holds and may fail.
-
-    Memory is given in whole pages. A token of a pass takes token_bytes.
-    """
-
-    def __init__(self, total: int, held: int = 0, page: int = 1, token_bytes: int = 0) -> None:
-        super().__init__(torch.device("cpu"))
-        self.total, self.held, self.page, self.token_bytes = total, held, page, token_bytes
-        self.is_lost, self.peak, self.most = False, 0, held
-        self._counting = threading.RLock()
-
-    def bring(self, block: Tensor) -> Tensor:
-        num_bytes = -(-block.nbytes // self.page) * self.page
-        with self._counting:
-            if self.is_lost:
-                raise torch.AcceleratorError(ILLEGAL)
-            if num_bytes > self.free_bytes():
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            self.held += num_bytes
-            self.most = max(self.most, self.held)
-        array = super().bring(block).numpy()
-        weakref.finalize(array, self._free, num_bytes)
-        return torch.from_numpy(array)
-
-    def _free(self, num_bytes: int) -> None:
-        with self._counting:
-            self.held -= num_bytes
-
-    def run(self, work: Sequence[Work]) -> None:
-        self.peak = self.token_bytes * sum(job.num_tokens for job, _ in work)
-        if self.peak > self.free_bytes():
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    def works(self) -> bool:
-        return not self.is_lost
-
-    def total_bytes(self) -> int:
-        return self.total
-
-    def free_bytes(self) -> int:
-        return self.total - self.held
-
-    def held_bytes(self) -> int:
-        return self.held
-
-    def peak_bytes(self, work: Callable[[], object]) -> int:
-        work()
-        return self.peak
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import PAIRS, Report, main
+from benchmarks.gpu_check import LAUNCHED_PAIRS, PAIRS, Report, main
 
 
 def test_every_method_equals_plain_peft_and_all_contenders_are_timed(
@@ -24,8 +24,28 @@ def test_every_method_equals_plain_peft_and_all_contenders_are_timed(
     assert {"logits of lora, float32", "logits of prefix, bfloat16", "logits in a mixed batch, bfloat16"} <= set(errors)
     assert errors["logits in a mixed batch, float32"]["cases"] == 6 * 3 * 8
     speeds = json.loads((tmp_path / "new" / "speed.json").read_text(encoding="utf-8"))["speeds"]
-    assert set(speeds) == {"tiny-bert, skewed", "tiny-bert, 128 tokens each"}
-    assert all(set(speed["ratios"]) == set(PAIRS) for speed in speeds.values())
+    large = {"tiny-bert, skewed", "tiny-bert, 128 tokens each"}
+    assert set(speeds) == large | {f"tiny-bert, {num_texts} texts" for num_texts in (1, 4)}
+    assert all(set(speeds[name]["ratios"]) == set(PAIRS if name in large else LAUNCHED_PAIRS) for name in speeds)
+
+
+def test_recorded_passes_are_compared_and_must_be_had(
+    base_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--device", "cpu", "--base", str(base_folders["bert"]), "--only", "graphs", "--output"]
+    assert main([*flags, str(tmp_path / "absent.json")]) == 1
+    assert "cannot be recorded on cpu" in (tmp_path / "absent.json").read_text(encoding="utf-8")
+    pytest.importorskip("triton", reason="there is no Triton on this machine")
+    from tests.taped import recording
+
+    monkeypatch.setattr(gpu_check, "Forward", recording)
+    monkeypatch.setattr(gpu_check, "SMALL_BATCHES", ())
+    monkeypatch.setattr(gpu_check, "BATCH", 1)
+    monkeypatch.setattr(gpu_check, "skewed_texts", lambda count: [range(4, 9)] * count)
+    output = tmp_path / "made.json"
+    assert main([*flags, str(output)]) == 0, output.read_text(encoding="utf-8")
+    errors = json.loads(output.read_text(encoding="utf-8"))["errors"]
+    assert errors["logits of recorded passes"]["cases"] == 4
 
 
 @pytest.mark.parametrize("error", [0.2, float("nan")])

@@ -15,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 pytest.importorskip("triton", reason="there is no Triton on this machine")
@@ -26,12 +24,13 @@ from server.attention import Heads, Packing
 from server.device_code import TRIED, check
 from server.device_trial import NUM_SITES, Drawn, attention_error, operation_error
 from server.forward import Forward, load_base
-from server.grouped import MAX_RANK, GroupedSegments, table_of
+from server.grouped import MAX_RANK, GroupedSegments, batch_of, table_of
 from server.methods.base import KeysValues
 from server.products import ACTIVATIONS, LowRank, Operation
 from server.store import Store
-from server.varlen_attention import Lines, VarlenAttention, put_in_front
+from server.varlen_attention import BatchLines, VarlenAttention, put_in_front
 from tests.seeded import NAMES, Peer, make_adapter, make_base, peft_configs
+from tests.taped import flash
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -53,34 +52,6 @@ drawn_adapters = st.lists(
 )
 
 
-def flash(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    query_starts: Tensor,
-    key_starts: Tensor,
-    longest_query: int,
-    longest_key: int,
-    scale: float,
-    window: tuple[int, int],
-) -> Tensor:
-    """What flash attention promises, a text at a time."""
-    assert query_starts.dtype == key_starts.dtype == torch.int32
-    assert longest_query == int(query_starts.diff().max())
-    assert longest_key == int(key_starts.diff().max())
-    found = []
-    for text in range(len(query_starts) - 1):
-        q = queries[query_starts[text] : query_starts[text + 1]].transpose(0, 1)  # [heads, rows, head_dim]
-        k, v = (part[key_starts[text] : key_starts[text + 1]].transpose(0, 1) for part in (keys, values))
-        distance = torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1] - torch.arange(k.shape[1])
-        left, right = (reach if reach >= 0 else longest_key for reach in window)
-        mask = (distance <= left) & (distance >= -right)
-        found.append(
-            scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True).transpose(0, 1)
-        )
-    return torch.cat(found)
-
-
 @settings(max_examples=10, deadline=None)
 @given(drawn_adapters, st.sampled_from([16, 40, 600]), st.sampled_from([16, 72, 130]), st.sampled_from(DTYPES))
 def test_operations_equal_torch_s(drawn: list[Drawn], d_in: int, d_out: int, dtype: torch.dtype) -> None:
@@ -97,15 +68,13 @@ def test_what_is_tried_at_the_start_is_right(dtype: torch.dtype) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, by which the interpreter computes
 def test_an_input_that_is_not_finite_spoils_no_other_row() -> None:
-    from server.grouped import Batch
-
     for wrong in (torch.nan, torch.inf):
         x, y = torch.randn(20, 16), torch.zeros(20, 32)
         x[5, 3] = wrong
         rows = [LowRank(torch.randn(9, 16).mT, torch.randn(32, 9).mT, 1.0, activation="gelu") for _ in range(2)]
         tables = [table_of({0: Operation("low_rank", row)}, 1, CPU) for row in rows]
         spans = [(10 * number, 10 * number + 10, table) for number, table in enumerate(tables) if table is not None]
-        Batch(triton_kernels, spans, CPU).change_output(0, x, y)
+        batch_of(triton_kernels, spans, CPU).change_output(0, x, y)
         assert y.isfinite().all(1).tolist() == [row != 5 for row in range(20)]
 
 
@@ -145,7 +114,7 @@ def test_prefixes_are_put_in_front_bit_by_bit() -> None:
     by_head = KeysValues(*(part.contiguous() for part in by_row))
     packing = Packing([4, 1, 7], [by_row, None, by_head], [None] * 3, CPU)
     keys, values = torch.randn(12, 96).to(torch.bfloat16).chunk(3, 1)[1:]
-    lines = Lines(packing, CPU)
+    lines = BatchLines(packing, CPU)
     for layer in range(3):
         expected = put_in_front(packing, layer, keys, values)
         found = triton_kernels.put_in_front(keys, values, lines.sources, lines.prefixes, layer, 16)
@@ -176,7 +145,7 @@ def test_a_mixed_batch_equals_plain_peft_s(model_type: str, tmp_path: Path) -> N
         ]
         grouped = GroupedSegments(triton_kernels, base.layers, CPU)
         varlen = VarlenAttention(flash, triton_kernels.put_in_front)
-        forward = Forward(base, encoder, uses_kernels=False, segments=grouped, attending=varlen.attend)
+        forward = Forward(base, encoder, uses_kernels=False, segments=grouped, attention=varlen)
         found = forward.run([peer.job(text) for peer in peers for text in tokens])
         expected = [peer.logits(text) for peer in peers for text in tokens]
         for answer, oracle_answer in zip(found, expected, strict=True):
@@ -231,8 +200,8 @@ def test_without_it_torch_does_the_work(
 
 def test_flash_attention_is_not_asked_for_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = load_base(str(make_base(tmp_path / "base", "llama")), "cpu", "float32")
-    assert device_code.varlen_attend(base) is None
+    assert device_code.varlen_attention(base) is None
     assert "takes half precision" in capsys.readouterr().err
     narrow = make_base(tmp_path / "narrow", "bert", hidden_size=48, num_attention_heads=4)
-    assert device_code.varlen_attend(load_base(str(narrow), "cpu", "bfloat16")) is None
+    assert device_code.varlen_attention(load_base(str(narrow), "cpu", "bfloat16")) is None
     assert "no heads of 12 numbers" in capsys.readouterr().err
