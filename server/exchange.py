@@ -36,7 +36,8 @@ class Exchange:
         self._pending: dict[int, Future[Any]] = {}
         self._thread = threading.Thread(target=self._run, name="adaptermux-exchange", daemon=True)
         self._counted: deque[Counted] = deque(maxlen=MOST_COUNTED)
-        self._link: Link | None = None
+        self._link: Link | None = None  # once the engine process has greeted
+        self._read: Link | None = None  # before that too
         self._is_up = threading.Event()
         self._is_closed = False
 
@@ -51,11 +52,10 @@ class Exchange:
 
     def close(self) -> None:
         """Give up what is asked, and ask no more."""
-        self._is_closed = True
         with self._lock:
-            link = self._link
-        if link is not None:
-            link.end()
+            self._is_closed = True
+            if self._read is not None:
+                self._read.end()
         self._thread.join()
 
     def call(self, name: str, *values: object) -> Future[Any]:
@@ -101,6 +101,10 @@ class Exchange:
                 continue
             # nothing comes before an engine process has loaded what it serves and taken the connection
             link = Link(connection)
+            with self._lock:
+                self._read = link
+                if self._is_closed:
+                    link.end()
             try:
                 for messages in link.read():
                     for message in messages:
@@ -140,7 +144,7 @@ class Exchange:
 
     def _lose(self, link: Link) -> None:
         with self._lock:
-            self._link = None
+            self._link = self._read = None
             self._is_up.clear()
             numbers = list(self._pending)
         for number in numbers:
