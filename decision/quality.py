@@ -93,7 +93,12 @@ class TaskQuality:
         self._runs = {
             size: [run for run in runs if run.train_rows == size] for size in {run.train_rows for run in runs}
         }
-        self.sizes = sorted(size for size, found in self._runs.items() if any(_may_answer(run) for run in found))
+        answering = {size: [run for run in found if _may_answer(run)] for size, found in self._runs.items()}
+        # where only models of the bare base's cost were run so far, nothing tells what adapters would add to them
+        full = [
+            size for size, found in answering.items() if not all(facts_of(run.method).is_base_cost for run in found)
+        ]
+        self.sizes = sorted(full or (size for size, found in answering.items() if found))
         self._runs_of: dict[tuple[int, str], list[QualityRow]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             self._runs_of.setdefault((run.train_rows, run.candidate), []).append(run)

@@ -143,6 +143,16 @@ def test_where_the_reference_was_not_measured_the_best_stands_for_it() -> None:
     assert judged(runs(), None).yardstick(500) == judged(runs(), None).best(500)
 
 
+def test_a_size_at_which_only_linear_models_were_run_decides_nothing() -> None:
+    linear = [run for run in runs() if run.candidate in ("words", "probe", "head")]
+    adapters = [run for run in runs() if run not in linear and run.train_rows < 2000]
+    assert {run.candidate for run in linear}
+    found = judged([*linear, *adapters])
+    assert found.sizes == [100, 500]
+    assert found.yardstick(2000) == found.yardstick(500)
+    assert judged(linear).sizes == list(SIZES)
+
+
 def test_a_candidate_without_runs_at_one_of_both_sizes_is_not_judged_between_them() -> None:
     kept = [run for run in runs() if (run.candidate, run.train_rows) != ("ia3", 500)]
     some = judged(kept)

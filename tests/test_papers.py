@@ -25,6 +25,7 @@ from decision.literature import chapters
 from docs import figures, footprints, generate, papers, published
 from docs.footprints import CANDIDATES, SHAPES, Candidate, Shape
 from server.methods import methods
+from tests.drawings import is_same_drawing
 from training.options import options_of
 
 DOCS = papers.DOCS
@@ -35,22 +36,8 @@ PIXELS_PER_INCH = 40
 FRONT = "---\ntitle: A title\nauthor: [Somebody]\ndate: 2026-11-22\n{}---\n\n# One\n\n{}\n"
 
 
-LEAST_VISIBLE_PT = 0.01
-"""Below it two drawings are one: processors differ in the last digit of a mean."""
-NUMBER, HASH = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\b[pmCh][0-9a-f]{10}\b")
-
-
 def paper_ids(path: Path) -> str:
     return path.stem
-
-
-def outline(svg: str) -> str:
-    """A drawing without its coordinates, and without the names that are made of them."""
-    return NUMBER.sub("", HASH.sub("", svg))
-
-
-def coordinates(svg: str) -> list[float]:
-    return [float(number) for number in NUMBER.findall(HASH.sub("", svg))]
 
 
 @pytest.fixture
@@ -152,9 +139,7 @@ def test_every_table_and_figure_is_spoken_of(paper: Path) -> None:
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_figure_is_as_its_code_draws_it(name: str) -> None:
     kept = (DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-    drawn = figures.FIGURES[name]().decode()
-    assert outline(kept) == outline(drawn), "run `make docs`"
-    assert coordinates(kept) == pytest.approx(coordinates(drawn), abs=LEAST_VISIBLE_PT), "run `make docs`"
+    assert is_same_drawing(kept, figures.FIGURES[name]().decode()), "run `make docs`"
 
 
 def test_a_part_that_is_stale_is_seen() -> None:

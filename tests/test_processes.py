@@ -427,10 +427,10 @@ def test_an_engine_process_that_is_killed_under_load_is_started_again(server: Se
         until(lambda: not server.is_ready())
         num_before = len(found)
         assert server.ask("GET", "/health/live")[0] == 200
-        assert server.metric("adaptermux_engine_alive") == 0
+        until(lambda: server.metric("adaptermux_engine_alive") == 0)  # whichever process tells
         until(server.is_ready, LIMIT_S)
         until(lambda: found[-1][0] == 200 and len(found) > num_before)
-    assert server.metric("adaptermux_engine_alive") == 1
+    until(lambda: server.metric("adaptermux_engine_alive") == 1)  # whichever process tells
     assert {status for status, _ in found} == {200, 503}
     assert all(one == right for one in found if one[0] == 200)
     assert server.ask("GET", "/v1/adapters/three") == put

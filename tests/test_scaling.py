@@ -23,6 +23,7 @@ from benchmarks.scaling.traffic import Traffic, bursts, poisson, popular, traffi
 from decision.cost import Prices
 from decision.evidence import Evidence
 from docs import generate, scaling_figures
+from tests.drawings import is_same_drawing
 
 ONE_BY_ONE = Pace(fixed_s=0.0, token_s=0.001, adapter_s=0.0, beside_s=0.0, batch_tokens=1)
 """A millisecond for a token, one request a batch: the single server of the textbooks."""
@@ -321,8 +322,8 @@ def test_the_live_run_is_held_against_the_simulation() -> None:
 
 @pytest.mark.parametrize("name", scaling_figures.FIGURES)
 def test_figures_are_fresh(name: str) -> None:
-    drawn = generate.DOCS / "figures" / f"{name}.svg"
-    assert drawn.read_bytes() == scaling_figures.FIGURES[name](), "run `make docs`"
+    kept = (generate.DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    assert is_same_drawing(kept, scaling_figures.FIGURES[name]().decode()), "run `make docs`"
 
 
 def test_spreading_policies_know_nothing_of_adapters() -> None:

@@ -25,6 +25,8 @@ MOST_ERRORS = 0.001
 """Part of the requests of a row that may have failed."""
 LOADS = "adapter-load"
 """The scenario whose requests are loads of adapters."""
+PEERS = "peers"
+"""The scenario in which other services stand beside ours, and ours is started in several ways."""
 Floats = NDArray[np.float64]
 
 
@@ -128,7 +130,7 @@ def _counts(row: LatencyRow, device: str, dtype: str) -> bool:
         and row.part == "all"
         and row.device.startswith(DEVICES[device])
         and row.dtype == dtype
-        and row.scenario != LOADS
+        and row.scenario not in (LOADS, PEERS)
         and row.num_errors <= MOST_ERRORS * row.num_requests
         and {"texts", "tokens", "adapters"} <= row.batch.keys()
         and row.batch["texts"] > 0
