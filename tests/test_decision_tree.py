@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from decision.answer import Answer, QualityBasis
@@ -117,6 +117,8 @@ LOOSER: dict[str, Callable[[Any, float], Any]] = {
 def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
     field: str, question: Question, factor: float
 ) -> None:
+    # fewer merged models share the same rate, so each is asked more, and needs whole replicas of its own: that may cost more
+    assume(field != "adapters" or question.serving != "merged")
     value = LOOSER[field](getattr(question, field), factor)
     changes: dict[str, Any] = {field: value}
     if field == "adapters" and question.hot is not None:
