@@ -117,7 +117,7 @@ LOOSER: dict[str, Callable[[Any, float], Any]] = {
 def test_a_looser_constraint_never_makes_the_answer_infeasible_or_dearer(
     field: str, question: Question, factor: float
 ) -> None:
-    # fewer merged models share the same rate, so each is asked more, and needs whole replicas of its own: that may cost more
+    # fewer merged models at the same rate are each asked more, and need whole replicas of their own: that may cost more
     assume(field != "adapters" or question.serving != "merged")
     value = LOOSER[field](getattr(question, field), factor)
     changes: dict[str, Any] = {field: value}
