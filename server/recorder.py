@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -43,19 +45,18 @@ class CudaRecorder:
         self._held_bytes = 0
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        free_bytes = self._free_bytes()
         around = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(around)
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UPS):
-                run()
-        around.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    run()
+        finally:  # one that raises has launched something too, which still reads what others may be given next
+            around.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # meanwhile other threads may load adapters, as long as this one does nothing that cannot be recorded
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = run()
+        result = self._capture(graph, run)
         self._graphs.append(graph)
-        self._held_bytes += max(0, free_bytes - self._free_bytes())
+        self._held_bytes = self._pool_bytes()
 
         def replay() -> Tensor:
             graph.replay()
@@ -70,6 +71,46 @@ class CudaRecorder:
         self._graphs.clear()
         self._held_bytes = 0
 
-    def _free_bytes(self) -> int:
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(self._device)[0])
+    def _capture(self, graph: torch.cuda.CUDAGraph, run: Callable[[], Tensor]) -> Tensor:
+        """What `torch.cuda.graph` does; but where it fails, stream and allocator are again as they were before."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()  # meanwhile torch frees nothing that it keeps to make room
+        with torch.cuda.stream(self._stream), _no_collection():
+            try:
+                # other threads may load adapters meanwhile, as long as this one does nothing that cannot be recorded
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    result = run()
+                except BaseException:
+                    with suppress(RuntimeError):  # that the recording is spoilt; why, is what run has raised
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+            except BaseException:
+                self._leave_pool()
+                raise
+        return result
+
+    def _leave_pool(self) -> None:
+        """Nothing more is put into the pool: torch 2.11 goes on with that after a failure (pytorch#180395)."""
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # newer versions have done so
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
+
+    def _pool_bytes(self) -> int:
+        """What the pool has of the device: what other threads take meanwhile lies elsewhere."""
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == self._pool)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the collector of garbage: a graph or an event that it finds and destroys spoils a recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
