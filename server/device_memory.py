@@ -82,11 +82,7 @@ class CardMemory:
         return arrived
 
     def works(self) -> bool:
-        try:
-            self._api.synchronize(self._device)
-        except RuntimeError:
-            return False
-        return True
+        return does_work(self._device)
 
     def total_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[1])
@@ -123,11 +119,23 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 def has_failed(memory: DeviceMemory, error: BaseException) -> bool:
-    """Whether an error says that the device does nothing more for this process: another one must take over."""
-    if is_lack_of_memory(error):
+    """Whether an error comes of a device that does nothing more for this process: another one must take over.
+
+    The device is asked: its errors are of one class with those of a launch that it refuses and goes on after, and
+    libraries beside torch raise others.
+    """
+    return not is_lack_of_memory(error) and not memory.works()
+
+
+def does_work(device: torch.device) -> bool:
+    """`DeviceMemory.works`, by the calling thread's stream: no device is waited for while a pass is recorded."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.current_stream(device).synchronize()
+    except RuntimeError:
         return False
-    # libraries beside torch raise errors of their own for what has happened on the device
-    return isinstance(error, torch.AcceleratorError) or not memory.works()
+    return True
 
 
 def _stage() -> Tensor:

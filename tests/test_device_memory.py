@@ -224,12 +224,21 @@ def test_a_device_that_is_lost_while_an_adapter_is_loaded_ends_the_server(
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-def test_an_error_of_a_library_is_the_devices_where_the_device_does_not_answer_any_more(is_lost: bool) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.AcceleratorError("CUDA error: invalid configuration argument"),
+    ],
+    ids=["library", "launch"],
+)
+def test_an_error_is_the_devices_where_the_device_does_not_answer_any_more(error: Exception, is_lost: bool) -> None:
+    """Of whatever class: a launch that the device has refused leaves it as it was."""
     card = PlantedCard(GIB)
     card.is_lost = is_lost
 
     def run(work: Sequence[Work]) -> list[Tensor]:
-        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+        raise error
 
     retries = Retries(run, lambda: None, card)
     if is_lost:
@@ -242,6 +251,8 @@ def test_an_error_of_a_library_is_the_devices_where_the_device_does_not_answer_a
 def test_a_device_that_is_lost_makes_a_server_of_one_process_not_live(
     bert_base: BaseModel, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    card = PlantedCard(GIB)
+    monkeypatch.setattr("server.service.memory_of", lambda device: card)
     with (
         Service(settings_for(root, bert_base, state=str(tmp_path))) as service,
         TestClient(create_app(service.desk, 1 << 20)) as client,
@@ -249,6 +260,7 @@ def test_a_device_that_is_lost_makes_a_server_of_one_process_not_live(
         assert client.get("/health/live").status_code == 200
 
         def run(self: Forward, work: Sequence[Work]) -> list[Tensor]:
+            card.is_lost = True
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
         monkeypatch.setattr(Forward, "run", run)
@@ -267,11 +279,13 @@ trigger, run_engine = Path(sys.argv[1]), processes.run_engine
 
 def planted(*given):
     import torch
+    from server.device_memory import HostMemory
     from server.forward import Forward
     run = Forward.run
     def fail_once(self, work):
         if trigger.exists():
             trigger.unlink()
+            HostMemory.works = lambda self: False
             raise torch.AcceleratorError({ILLEGAL!r})
         return run(self, work)
     Forward.run = fail_once

@@ -26,6 +26,7 @@ from server.jobs import BatchReport, EngineHealth, Job
 from server.products import LowRank
 from server.store import Store
 from server.weights_file import WeightsFile, read_block
+from tests.planted_card import ILLEGAL, PlantedCard
 from tests.seeded import make_adapter, peft_configs
 
 WAIT_S = 10
@@ -553,12 +554,15 @@ def test_an_adapter_that_makes_the_pass_raise_fails_alone(
 
 
 def test_a_device_that_has_failed_ends_the_engine_so_that_the_server_is_restarted(
-    gate: Gate, loaded: tuple[Store, Job]
+    gate: Gate, loaded: tuple[Store, Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, job = loaded
+    card = PlantedCard(1 << 30)
+    card.is_lost = True
+    monkeypatch.setattr(store, "memory", card)
     engine = ThreadEngine(gate, store)
     engine.start()
-    gate.error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    gate.error = torch.AcceleratorError(ILLEGAL)
     running = engine.submit(job)
     assert gate.entered.wait(WAIT_S)
     waiting = [engine.submit(job) for _ in range(3)]

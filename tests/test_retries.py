@@ -15,6 +15,7 @@ from server.batching import Waiting
 from server.errors import EngineStopped, ForwardFailed, OutOfMemory, ServiceError
 from server.forward import Work
 from server.retries import MOST_FAILURES, Outcome, Retries
+from tests.planted_card import ILLEGAL, PlantedCard
 from tests.test_batching import waiting
 
 Texts = list[tuple[str, int]]
@@ -139,8 +140,10 @@ def test_an_adapter_that_failed_is_kept_apart_until_it_is_answered_again() -> No
 
 def test_a_device_that_has_failed_is_not_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
     device = Device(capacity=1)
-    device.lack = lambda: torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    device.lack = lambda: torch.AcceleratorError(ILLEGAL)
+    card = PlantedCard(1 << 30)
+    card.is_lost = True
     with pytest.raises(EngineStopped, match="device"):
-        Retries(device.run, device.free).run(make([("a", 1), ("b", 1)]))
+        Retries(device.run, device.free, card).run(make([("a", 1), ("b", 1)]))
     assert len(device.passes) == 1
     assert json.loads(capsys.readouterr().err)["event"] == "batch_failed"
