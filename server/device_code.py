@@ -14,8 +14,10 @@ from torch import Tensor
 
 from server import logs
 from server.attention import Heads
+from server.device_memory import does_work
 from server.device_trial import Drawn, attention_error, operation_error
-from server.grouped import GroupedSegments
+from server.errors import BaseModelError
+from server.grouped import MAX_RANK, GroupedSegments
 from server.methods.base import ATTENTION, AttentionSite
 from server.varlen_attention import HALF, HEAD_DIM_STEP, MAX_HEAD_DIM, Flash, PutInFront, VarlenAttention
 
@@ -29,13 +31,24 @@ TRIED = (
         Drawn("low_rank", 7),
         Drawn("low_rank", 20, 16),
         Drawn("low_rank_of_output", 9, 24, "gelu", True),
+        Drawn("low_rank", 11, 64),
+        Drawn("low_rank", 3, MAX_RANK),
         Drawn("scale", 5),
         Drawn("scale_input", 30),
         Drawn("shift", 20),
     ),
-    (Drawn("low_rank", 300), Drawn("low_rank_of_output", 200, 24, "relu", True), Drawn("low_rank", 70, 64)),
+    (
+        Drawn("low_rank", 300),
+        Drawn("low_rank_of_output", 200, 24, "relu", True),
+        Drawn("low_rank", 70, 64),
+        Drawn("scale", 40),
+        Drawn("scale_input", 50),
+    ),
 )
-"""The batches of the start: common ranks, of few rows and of many, so that shapes for these are chosen then."""
+"""The batches of the start: every rank, of few rows (as in all recorded passes) and of many, so that shapes for these
+are chosen then and no request waits for it. In float32, as peft writes adapters; for others when one comes."""
+TRIED_PREFIXES = ((False, torch.float32), (True, torch.float16), (False, torch.bfloat16))
+"""The batches for attention: whether it is causal, and the format of its prefixes."""
 Made = TypeVar("Made")
 
 
@@ -50,24 +63,28 @@ def grouped_segments(base: BaseModel) -> GroupedSegments | None:
                 check(operation_error(triton_kernels, base.device, base.dtype, d_in, d_out, drawn), base.dtype)
         return GroupedSegments(triton_kernels, base.layers, base.device)
 
-    return _had("grouped operations", make)
+    return _had("grouped operations", base.device, make)
 
 
 def varlen_attention(base: BaseModel) -> VarlenAttention | None:
     """Attention in one call, or None where it cannot be had; the reason is logged."""
     heads = heads_of(base)
 
-    def make() -> VarlenAttention:
+    def make(moving: PutInFront | None) -> VarlenAttention:
         if base.dtype not in HALF:
             raise ValueError(f"flash attention takes half precision, and the base model is {base.dtype}")
         if heads.head_dim % HEAD_DIM_STEP or heads.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"flash attention takes no heads of {heads.head_dim} numbers")
-        made = VarlenAttention(flash(), _had("prefixes in Triton", _put_in_front))
-        for is_causal in (False, True):
-            check(attention_error(made.attend, base.device, base.dtype, heads, is_causal), base.dtype)
+        made = VarlenAttention(flash(), moving)
+        for is_causal, dtype in TRIED_PREFIXES:
+            error = attention_error(made.attend, base.device, base.dtype, heads, is_causal, prefix_dtype=dtype)
+            check(error, base.dtype)
         return made
 
-    return _had("varlen attention", make)
+    attention = _had("varlen attention", base.device, lambda: make(None))
+    if attention is None:
+        return None
+    return _had("prefixes in Triton", base.device, lambda: make(_put_in_front())) or attention
 
 
 def flash() -> Flash:
@@ -128,11 +145,18 @@ def _put_in_front() -> PutInFront:
     return triton_kernels.put_in_front
 
 
-def _had(part: str, make: Callable[[], Made]) -> Made | None:
+def _had(part: str, device: torch.device, make: Callable[[], Made]) -> Made | None:
+    """What make gives, or None where that raises; raises BaseModelError where the device does nothing more after it."""
     try:
         made = make()
     except Exception as error:  # compilers, drivers and libraries each raise their own; torch does without
-        logs.event("kernels_absent", part=part, reason=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        if not does_work(device):
+            raise BaseModelError(
+                f"{device} does nothing more for this process since {part} failed ({reason}); "
+                "start with --kernels off, which does without"
+            ) from error
+        logs.event("kernels_absent", part=part, reason=reason)
         return None
     logs.event("kernels_ready", part=part)
     return made

@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,9 +21,11 @@ os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 pytest.importorskip("triton", reason="there is no Triton on this machine")
 
 from server import adapter_folder, device_code, triton_kernels
-from server.attention import Heads, Packing
-from server.device_code import TRIED, check
+from server.attention import Heads, Packing, attend
+from server.base_model import BaseModel
+from server.device_code import TOLERANCE, TRIED, check
 from server.device_trial import NUM_SITES, Drawn, attention_error, operation_error
+from server.errors import BaseModelError
 from server.forward import Forward, load_base
 from server.grouped import MAX_RANK, GroupedSegments, batch_of, table_of
 from server.methods.base import KeysValues
@@ -106,20 +109,40 @@ def test_attention_in_one_call_equals_the_plain_one(heads: Heads, prefix_dtype: 
     check(attention_error(varlen, CPU, torch.float32, heads, reads_only=True, prefix_dtype=prefix_dtype), torch.float32)
 
 
-def test_prefixes_are_put_in_front_bit_by_bit() -> None:
-    """By the kernel as by torch, from either way in which a prefix may lie."""
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefixes_are_put_in_front_bit_by_bit(dtype: torch.dtype) -> None:
+    """By the kernel as by torch, of any formats side by side, and from either way in which a prefix may lie."""
     torch.manual_seed(0)
-    stored = torch.randn(5, 3, 2, 2, 16).to(torch.bfloat16)  # [prefix, layers, keys and values, heads, head_dim]
-    by_row = KeysValues(*stored.permute(2, 1, 3, 0, 4).unbind())
-    by_head = KeysValues(*(part.contiguous() for part in by_row))
-    packing = Packing([4, 1, 7], [by_row, None, by_head], [None] * 3, CPU)
-    keys, values = torch.randn(12, 96).to(torch.bfloat16).chunk(3, 1)[1:]
+    prefixes: list[KeysValues | None] = [None]
+    for stored_dtype in DTYPES:
+        stored = (torch.randn(5, 3, 2, 2, 16) * 300).to(stored_dtype)  # [prefix, layers, keys and values, heads, ...]
+        by_row = KeysValues(*stored.permute(2, 1, 3, 0, 4).unbind())
+        prefixes += [by_row, KeysValues(*(part.contiguous() for part in by_row))]
+    packing = Packing([4, 1, 7, 2, 3, 1, 5], prefixes, [None] * 7, CPU)
+    keys, values = torch.randn(23, 96).to(dtype).chunk(3, 1)[1:]
     lines = BatchLines(packing, CPU)
     for layer in range(3):
         expected = put_in_front(packing, layer, keys, values)
         found = triton_kernels.put_in_front(keys, values, lines.sources, lines.prefixes, layer, 16)
         for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_prefixes_of_several_formats_in_one_batch_are_attended_to(dtype: torch.dtype) -> None:
+    """Of one length too, where the plain way attends to neighbours at once."""
+    torch.manual_seed(0)
+    stored = [torch.randn(4, 3, 2, 2, 16).to(some).permute(2, 1, 3, 0, 4) for some in DTYPES]
+    prefixes = [KeysValues(*some.unbind()) for some in stored]
+    packing = Packing([6, 6, 6], prefixes, [None] * 3, CPU)
+    doubled = Packing([6, 6, 6], [KeysValues(*some.double().unbind()) for some in stored], [None] * 3, CPU)
+    rows = torch.randn(18, 128).to(dtype).split([64, 32, 32], 1)
+    expected = attend(doubled, HEADS, 1, 0.25, *(part.double() for part in rows))
+    for moving in (triton_kernels.put_in_front, None):
+        found = VarlenAttention(flash, moving).attend(packing, HEADS, 1, 0.25, *rows)
+        assert float((found.double() - expected).abs().max() / expected.abs().max()) <= TOLERANCE[dtype]
+    assert float((attend(packing, HEADS, 1, 0.25, *rows).double() - expected).abs().max()) <= TOLERANCE[dtype] * 3
 
 
 @pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
@@ -196,6 +219,46 @@ def test_without_it_torch_does_the_work(
     log = capsys.readouterr().err
     assert "kernels_absent" in log
     assert {"absent": "ModuleNotFoundError", "wrong": "differ from torch", "raises": "AttributeError"}[fault] in log
+
+
+@pytest.mark.parametrize("fault", ["absent", "wrong", "raises"])
+def test_without_its_kernel_prefixes_are_put_in_front_by_torch(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And flash attention attends all the same."""
+    base = load_base(str(make_base(tmp_path / "base", "llama")), "cpu", "bfloat16")
+    monkeypatch.setattr(device_code, "flash", lambda: flash)
+    found = device_code.varlen_attention(base)
+    assert found is not None
+    assert found.moves_prefixes
+    assert "kernels_absent" not in capsys.readouterr().err
+    broken = ModuleType("server.triton_kernels")
+    if fault == "wrong":
+        broken.put_in_front = lambda keys, values, sources, *_: torch.zeros(2, len(sources), keys.shape[1]).to(keys)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "server.triton_kernels", None if fault == "absent" else broken)
+    monkeypatch.delattr(importlib.import_module("server"), "triton_kernels")
+    found = device_code.varlen_attention(base)
+    assert found is not None
+    assert not found.moves_prefixes
+    assert capsys.readouterr().err.count("kernels_absent") == 1
+    heads = device_code.heads_of(base)
+    for dtype in DTYPES:
+        check(attention_error(found.attend, CPU, base.dtype, heads, reads_only=True, prefix_dtype=dtype), base.dtype)
+
+
+@pytest.mark.parametrize("part", [device_code.grouped_segments, device_code.varlen_attention])
+def test_a_device_that_a_kernel_has_ended_ends_the_start(
+    part: Callable[[BaseModel], object], bert_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to fall back on in this process."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device_code, "operation_error", fail)
+    monkeypatch.setattr(device_code, "does_work", lambda device: False)
+    with pytest.raises(BaseModelError, match=r"cpu does nothing more .* failed \(.*start with --kernels off"):
+        part(bert_base)
 
 
 def test_flash_attention_is_not_asked_for_what_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
