@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from server import logs
 from server.attention import Packing
 from server.base_model import BaseModel
 from server.fixed_batch import FixedBatch, Shape, Sites
-from server.grouped import Draft, Group, GroupedSegments, Rows, draft
+from server.grouped import Draft, Group, GroupedSegments, Rows, draft, upload
 from server.loaded_adapter import LoadedAdapter
 from server.methods.base import ATTENTION, AttentionSite
 from server.recorder import Recorder
@@ -29,8 +30,12 @@ OPERATIONS_A_LAYER = 5e10
 """What a card multiplies while the host launches one layer: 20 launches of 8 us at 3e14 a second. A batch that needs
 more does not wait for the host, and would wait for what a recorded pass has too much (docs/log.md)."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""The most that a recorded pass may differ from the same one as it was launched, as a part of the largest number: other
-numbers of rows are multiplied in another order."""
+"""The most that a text of a recorded pass may differ from the same one as it was launched, as a part of its largest
+number: other numbers of rows are multiplied in another order."""
+CLEAR = 8
+"""Times the rounding that adapters must change a text for the change to be told from it."""
+HOST_ROPE = ("dynamic", "longrope")
+"""Rotary embeddings that depend on the longest text of a batch: the host looks for it in the midst of a pass."""
 
 
 class Runner(NamedTuple):
@@ -48,11 +53,19 @@ class Recorded(NamedTuple):
     replay: Callable[[], Tensor]
 
 
+class Sizes(NamedTuple):
+    """How large each text's rows are: their largest number, and the root of the sum of squares; [texts] each."""
+
+    largest: Tensor
+    norm: Tensor
+
+
 class Graphs:
     """The recorded passes of a base model. Owned by the engine thread.
 
     Each is recorded when the first batch of its size comes, and judged by it: where its result differs from what was
-    launched, or memory is short, or anything raises, there are no graphs from then on, and the log says why.
+    launched, or memory is short, or anything raises, there are no graphs from then on, and the log says why. A base
+    that cannot be recorded has none from the start.
     """
 
     def __init__(self, base: BaseModel, runner: Runner, recorder: Recorder, most_tokens: int | None = None) -> None:
@@ -66,7 +79,10 @@ class Graphs:
         self._slots: dict[Group, Sites] = {}
         self._recorded: dict[Shape, Recorded] = {}
         self._most_bytes: int | None = None
+        self._is_full = False
         self.num_recorded = 0
+        if (rope := _rope_on_host(base)) is not None:
+            self.give_up(f"rotary embeddings of the type `{rope}` depend on the longest text of a batch")
 
     @property
     def token_counts(self) -> list[int]:
@@ -102,8 +118,7 @@ class Graphs:
             recorded.batch.write(inputs, packing, spans)
             return _read(recorded.replay(), packing, rows)
         result = launch()
-        has_room = self._most_bytes is None or self.held_bytes() < self._most_bytes
-        if has_room and bool(result.isfinite().all()):  # else it says nothing about a recording
+        if self._has_room() and bool(result.isfinite().all()):  # else it says nothing about a recording
             self._widen(drafts)
             self._record(shape, inputs, packing, spans, result)
         return result
@@ -113,6 +128,14 @@ class Graphs:
         self._shapes, self._recorded = [], {}
         self._recorder.forget()
         logs.event("kernels_absent", part="CUDA graphs", reason=reason)
+
+    def _has_room(self) -> bool:
+        """Whether one more may be recorded; the log says once that batches are launched for want of it."""
+        has_room = self._most_bytes is None or self.held_bytes() < self._most_bytes
+        if not has_room and not self._is_full:
+            self._is_full = True
+            logs.event("graphs_full", held_bytes=self.held_bytes(), most_bytes=self._most_bytes)
+        return has_room
 
     def _spans(self, adapters: Sequence[LoadedAdapter], packing: Packing) -> list[Rows] | None:
         """Whose rows are whose; None where the batch holds what no recorded pass can do."""
@@ -146,15 +169,12 @@ class Graphs:
         try:
             batch = FixedBatch(shape, list(inputs), self._slots, segments.kernels, segments.num_sites, self._device)
             batch.write(inputs, packing, spans)
-            replay = self._recorder.record(lambda: self._pass(batch))
-            found = _read(replay(), packing, None if packing.reads_all else packing.read_rows)
-            error = float((found - expected).abs().max() / expected.abs().max())
-            if not error <= TOLERANCE[self._dtype]:
-                raise ArithmeticError(f"a recorded pass of {shape.num_tokens} tokens differs by {error:.2g}")
+            recorded = Recorded(batch, self._recorder.record(lambda: self._pass(batch)))
+            self._judge(recorded, inputs, packing, spans, expected)
         except Exception as error:  # drivers, compilers and libraries each raise their own; what is launched goes on
             self.give_up(f"{type(error).__name__}: {error}")
             return
-        self._recorded[shape] = Recorded(batch, replay)
+        self._recorded[shape] = recorded
         seconds = round(time.monotonic() - began, 3)
         logs.event(
             "graph_recorded",
@@ -163,6 +183,38 @@ class Graphs:
             held_bytes=self.held_bytes(),
             seconds=seconds,
         )
+
+    def _judge(
+        self,
+        recorded: Recorded,
+        inputs: Mapping[str, Sequence[int]],
+        packing: Packing,
+        spans: Sequence[Rows],
+        expected: Tensor,
+    ) -> None:
+        """Raise ArithmeticError where the pass does not do with its batch what was launched: `expected`, text by text.
+
+        Adapters may change so little that they could be missing within the tolerance. So both passes run once more
+        without adapters: how far these are apart is rounding, and what adapters change beyond `CLEAR` times that must
+        be in the recorded pass too, to the half at least. Of what changes less nothing is seen.
+        """
+        rows = None if packing.reads_all else packing.read_rows
+        found = _read(recorded.replay(), packing, rows).clone()  # the next one overwrites it
+        apart, size = _by_text(found - expected, packing), _by_text(expected, packing)
+        error = float((apart.largest / size.largest).max())
+        if not error <= TOLERANCE[self._dtype]:
+            raise ArithmeticError(f"a recorded pass differs by {error:.2g} from what was launched")
+        if not spans and not any(packing.prefixes):
+            return
+        bare = Packing(packing.lengths, [None] * len(packing.lengths), [None] * len(packing.lengths), self._device)
+        recorded.batch.write(inputs, bare, [])
+        replayed = _read(recorded.replay(), packing, rows)
+        given = {name: upload(values, self._device)[None] for name, values in inputs.items()}
+        launched = _read(self._runner.run(given, bare), packing, rows)
+        rounding = _by_text(replayed - launched, packing).norm.clamp(min=torch.finfo(self._dtype).eps * size.norm)
+        change = _by_text(expected - launched, packing).norm
+        if bool(((change > CLEAR * rounding) & (apart.norm > change / 2)).any()):
+            raise ArithmeticError("adapters do not change a recorded pass as they change what is launched")
 
     def _pass(self, batch: FixedBatch) -> Tensor:
         self._runner.attention.use(batch.packing, batch.lines(self._has_prefixes))
@@ -180,6 +232,21 @@ def bound(base: BaseModel) -> int:
     attention = base.sites[ATTENTION]
     assert isinstance(attention, AttentionSite), "the attention site tells of layers; this is a bug"
     return min(MOST_TOKENS, int(OPERATIONS_A_LAYER * attention.num_layers / (2 * weights)))
+
+
+def _rope_on_host(base: BaseModel) -> str | None:
+    """The type of rotary embeddings that no recorded pass can have, if the base has one."""
+    for module in base.backbone.modules():
+        kinds = getattr(module, "rope_type", None)  # in some families one for each kind of layer
+        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            if kind in HOST_ROPE:
+                return str(kind)
+    return None
+
+
+def _by_text(rows: Tensor, packing: Packing) -> Sizes:
+    parts = torch.split(rows.float(), [stop - start for start, stop in pairwise(packing.read_starts)])
+    return Sizes(torch.stack([part.abs().max() for part in parts]), torch.stack([part.norm() for part in parts]))
 
 
 def _read(hidden: Tensor, packing: Packing, rows: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from server.base_model import BaseModel
 from server.fixed_batch import FixedBatch, Shape
 from server.forward import Forward, Work, load_base
 from server.graphs import bound
-from server.grouped import MAX_RANK
+from server.grouped import MAX_RANK, GroupedSegments, Rows
 from server.jobs import Job
 from server.loaded_adapter import LoadedAdapter
 from server.memory_budget import GROWTH, acting_bytes, share_out
@@ -32,7 +33,7 @@ from server.products import LowRank
 from server.store import Store
 from server.varlen_attention import BatchLines
 from tests.planted_card import PlantedCard
-from tests.seeded import NAMES, make_adapter, make_base, peft_configs
+from tests.seeded import MAX_LENGTH, NAMES, make_adapter, make_base, peft_configs
 from tests.taped import KERNELS, TapeRecorder, recording
 
 CPU = torch.device("cpu")
@@ -41,10 +42,10 @@ CPU = torch.device("cpu")
 class Bench:
     """One base under two forward passes, one of which records, and some adapters of every method."""
 
-    def __init__(self, folder: Path, root: Path, recorder: TapeRecorder | None = None) -> None:
+    def __init__(self, folder: Path, root: Path, recorder: TapeRecorder | None = None, dtype: str = "float32") -> None:
         self.root, self.recorder = root, recorder or TapeRecorder()
         self.names = sorted(path.name for path in root.iterdir() if path != folder)
-        base, self.base = (load_base(str(folder), "cpu", "float32") for _ in range(2))
+        base, self.base = (load_base(str(folder), "cpu", dtype) for _ in range(2))
         self.plain = Forward(base, "library", uses_kernels=False)
         self.store = Store(self.base)
         self.forward = recording(self.base, recorder=self.recorder)
@@ -105,7 +106,8 @@ def test_a_recorded_pass_answers_every_batch_as_the_plain_one_does(
         lengths = [draw.choice((1, 2, 5, 13)) for _ in range(num_texts)]
         bench.check([text(draw.choice(adapters), length, draw.randint(5, 60)) for length in lengths])
     assert bench.recorder.num_recorded == num_recorded <= 2
-    assert bench.recorder.num_replayed == len(range(0, len(adapters), 8)) + 3
+    # one that is recorded runs twice to be judged, without adapters too
+    assert bench.recorder.num_replayed == len(range(0, len(adapters), 8)) + num_recorded + 3
 
 
 def test_an_adapter_that_takes_another_s_place_needs_no_recording(bench: Bench) -> None:
@@ -119,7 +121,7 @@ def test_an_adapter_that_takes_another_s_place_needs_no_recording(bench: Bench) 
     assert rows() is None
     bench.check([text(other, 9), text(other, 2), text(other, 3)])
     bench.check([text(bench.load("lora-rs"), 9), text(other, 1)])
-    assert (bench.recorder.num_recorded, bench.recorder.num_replayed) == (1, 3)
+    assert (bench.recorder.num_recorded, bench.recorder.num_replayed) == (1, 2 + 2)
 
 
 def test_an_adapter_that_acts_in_a_new_way_is_recorded_once(bench: Bench) -> None:
@@ -193,6 +195,56 @@ def test_where_recording_fails_all_is_launched_from_then_on(
     assert "CUDA graphs" not in capsys.readouterr().err
 
 
+def test_an_adapter_that_hardly_acts_is_missed_where_it_is_missing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among others that act, and within the tolerance of what they all give."""
+    write = FixedBatch.write
+
+    def forget_the_weak(self: FixedBatch, inputs: Any, packing: Packing, spans: Sequence[Rows]) -> None:
+        write(self, inputs, packing, [span for span in spans if span[2] is not missing])
+
+    weak, other = bench.load("lora-qv"), bench.load("lora-other")
+    for row in weak.rows.values():
+        assert isinstance(row, LowRank)
+        row.up.mul_(1e-3)
+    assert isinstance(bench.forward._segments, GroupedSegments)
+    missing = bench.forward._segments.table(weak)
+    work = [text(weak, 5), text(other, 9)]
+    bench.check(work)
+    assert "graph_recorded" in capsys.readouterr().err
+    monkeypatch.setattr(FixedBatch, "write", forget_the_weak)
+    bench.check([text(weak, 65), text(other, 9)])
+    assert "adapters do not change a recorded pass" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [1, 1e-2, 1e-4, 0])
+def test_rounding_is_not_taken_for_a_missing_adapter(
+    scale: float, folders: Callable[[str], tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(*folders("bert"), dtype="bfloat16")
+    adapter = bench.load("lora-qv")
+    for row in adapter.rows.values():
+        assert isinstance(row, LowRank)
+        row.up.mul_(scale)
+    bench.forward.run([text(adapter, length) for length in (3, 20, 41)])
+    assert "graph_recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_a_base_whose_rotary_embeddings_look_at_the_batch_is_not_recorded(
+    rope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8} if rope == "longrope" else {}
+    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 2.0, **factors}
+    parameters |= {"original_max_position_embeddings": MAX_LENGTH} if factors else {}
+    base = load_base(str(make_base(tmp_path / "base", "llama", rope_parameters=parameters)), "cpu", "float32")
+    forward = recording(base)
+    assert forward.graphs is not None
+    assert forward.graphs.token_counts == []
+    assert capsys.readouterr().err.count(f"type `{rope}`") == 1
+
+
 def test_a_batch_that_is_not_finite_judges_no_recording(bench: Bench) -> None:
     lora = bench.load("lora-qv")
     broken = bench.load("lora-other")
@@ -228,9 +280,11 @@ def test_what_recorded_passes_keep_is_in_the_memory_budget(
         return
     assert budget.parts["graphs"] == GROWTH * 2000 + acting_bytes(small.base, 128)
     made.keep_within(3000)
-    for name in ("lora-qv", "ia3-paper"):
+    capsys.readouterr()
+    for name in ("lora-qv", "ia3-paper", "lora-all"):
         small.check([text(small.load(name), 4)])
     assert small.recorder.num_recorded == 3
+    assert capsys.readouterr().err.count("graphs_full") == 1
 
 
 @settings(max_examples=60, deadline=None)
