@@ -19,6 +19,7 @@ from server import triton_kernels
 from server.base_model import BaseModel
 from server.forward import Forward
 from server.grouped import GroupedSegments
+from server.grouped_heads import GroupedHeads
 from server.varlen_attention import VarlenAttention
 
 HOST = ("item", "is_nonzero", "_local_scalar_dense", "resolve_conj", "nonzero", "lift_fresh")
@@ -162,4 +163,5 @@ def recording(base: BaseModel, uses_graphs: bool = True, recorder: TapeRecorder 
         segments=GroupedSegments(KERNELS, base.layers, base.device),
         attention=VarlenAttention(flash, put_in_front),
         recorder=recorder or TapeRecorder(),
+        grouped_heads=GroupedHeads(triton_kernels),
     )

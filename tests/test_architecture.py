@@ -18,8 +18,8 @@ ENGINE_SIDE = (
     "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
     "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
     "device_memory", "memory_budget", "device_code", "device_trial", "grouped", "triton_kernels", "varlen_attention",
-    "triton_cache", "recorder", "fixed_batch", "graphs", "heads", "adapter_files", "adapter_folder", "weights_file",
-    "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "grouped_heads", "triton_cache", "recorder", "fixed_batch", "graphs", "heads", "adapter_files", "adapter_folder",
+    "weights_file", "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
