@@ -43,6 +43,7 @@ from server.base_model import BaseModel
 from server.errors import AdaptermuxError
 from server.forward import Forward, load_base
 from server.methods import method_named
+from server.number_format import DTYPES
 from server.store import Store
 from training import dummy
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="JSON Lines file to write")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda (%(default)s)")
-    parser.add_argument("--dtype", default="auto", choices=base_model.DTYPES, help="(%(default)s)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="(%(default)s)")
     parser.add_argument("--base", default=base_model.EMBEDDED_ID, help="folder or hub id (%(default)s)")
     parser.add_argument("--shape", default="llama-1b", choices=(*SHAPES, "none"), help="second base (%(default)s)")
     parser.add_argument("--rounds", type=int, default=60, help="passes of every case (%(default)s)")
