@@ -20,6 +20,7 @@ from server.base_model import BaseModel
 from server.forward import Forward
 from server.grouped import GroupedSegments
 from server.grouped_heads import GroupedHeads
+from server.recorder import Recorder
 from server.varlen_attention import VarlenAttention
 
 HOST = ("item", "is_nonzero", "_local_scalar_dense", "resolve_conj", "nonzero", "lift_fresh")
@@ -154,7 +155,7 @@ KERNELS = types.SimpleNamespace(add_low_rank=_add_low_rank, change=_change)
 """Triton's kernels, each launch as one operation."""
 
 
-def recording(base: BaseModel, uses_graphs: bool = True, recorder: TapeRecorder | None = None) -> Forward:
+def recording(base: BaseModel, uses_graphs: bool = True, recorder: Recorder | None = None) -> Forward:
     """A forward pass with all that runs on a GPU."""
     return Forward(
         base,
