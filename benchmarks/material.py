@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from server import base_model
 from server.base_model import EMBEDDED_ID
+from server.errors import BaseModelError
 from server.jobs import Job
 from server.methods import method_named
 from training import dummy
@@ -20,6 +22,14 @@ NUM_LABELS = 6
 OPTIONS = {"bottleneck": {"size": 24}}
 """Where a benchmark differs from a method's defaults."""
 LONGEST = 128
+
+
+def find_base(spec: str) -> Path:
+    """The folder of a base model; raises BaseModelError that says what a command wants to be told."""
+    try:
+        return base_model.locate(spec)
+    except BaseModelError as error:
+        raise BaseModelError(f"{error}; name the folder of a base model with --base FOLDER") from error
 
 
 def skewed_texts(count: int, seed: int = 0) -> list[list[int]]:

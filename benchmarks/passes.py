@@ -22,9 +22,10 @@ Texts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Case:
-    """Hot adapters, among which every pass draws at most so many for its texts."""
+    """Hot adapters, among which every pass of `forward` draws at most so many for its texts."""
 
     name: str
+    forward: Forward
     hot: Sequence[LoadedAdapter]
     num_a_pass: int = NUM_TEXTS
 
@@ -56,7 +57,7 @@ def texts_for(base: BaseModel) -> Texts:
 
 
 def interleave(
-    forward: Forward, base: BaseModel, texts: Texts, cases: Sequence[Case], rounds: int, is_over: Callable[[], bool]
+    base: BaseModel, texts: Texts, cases: Sequence[Case], rounds: int, is_over: Callable[[], bool]
 ) -> Mapping[str, list[Pass]]:
     """Time one pass of every case a round, in an order that is drawn anew, until the rounds or the time are over.
 
@@ -67,7 +68,7 @@ def interleave(
         for case in random.Random(number).sample(cases, len(cases)):
             if is_over():
                 return found
-            one = _timed(forward, base.device, case.work(texts, number))
+            one = timed(case.forward, base.device, case.work(texts, number))
             if number >= 0:
                 found[case.name].append(one)
     return found
@@ -79,7 +80,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _timed(forward: Forward, device: torch.device, work: list[Work]) -> Pass:
+def timed(forward: Forward, device: torch.device, work: list[Work]) -> Pass:
+    """One pass, the device waited for before and after."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)

@@ -72,18 +72,24 @@ def markdown(tree: Tree) -> str:
 
 
 def note(tree: Tree) -> str:
-    """What the drawing as a whole rests on."""
-    runs = len(tree.evidence.qualities)
-    commits = sorted({row.provenance.commit for row in tree.evidence.qualities})
-    serving = tree.serving("cpu", bases()[tree.evidence.about.base].id)
-    price = money(tree.prices.cpu_per_hour, tree.prices.currency)
+    """How the drawing as a whole is to be read, and what it rests on."""
     reference = tree.evidence.about.reference
     yardstick = f"`{reference}`, or to what is shown to be better than it" if reference else "the best"
     return (
         f"Of the candidates that are shown to lose no more than {100 * MARGIN:g} point to {yardstick}, the cheapest "
-        f"that meets the limits of latency, rate and memory. Accuracy: {runs} final runs on "
-        f"{tree.evidence.about.base} (commits {', '.join(commits) or 'none'}). Rates: the highest of a replica, on "
-        f"{serving.machine or 'no machine'}. Prices are examples: {price} an hour of CPU."
+        f"that meets the limits of latency, rate and memory. {basis(tree)}"
+    )
+
+
+def basis(tree: Tree) -> str:
+    """The rows, machines and prices that a tree rests on."""
+    commits = sorted({row.provenance.commit for row in tree.evidence.qualities})
+    serving = tree.serving("cpu", bases()[tree.evidence.about.base].id)
+    price = money(tree.prices.cpu_per_hour, tree.prices.currency)
+    return (
+        f"Accuracy: {len(tree.evidence.qualities):,} final runs on {tree.evidence.about.base} (commits "
+        f"{', '.join(commits) or 'none'}). Rates: the highest of a replica, on {serving.machine or 'no machine'}. "
+        f"Prices are examples: {price} an hour of CPU."
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from decision.bootstrap import crossed_difference, crossed_mean
 from decision.comparison import MARGIN, non_inferiority
-from decision.outline import note
+from decision.outline import basis
 from decision.quality import RESAMPLES, TaskQuality
 from decision.rows import FULL, MAJORITY, WORDS, QualityRow
 from docs import evidence
@@ -94,7 +94,7 @@ def coverage_part() -> str:
 
 def basis_part() -> str:
     """What the drawing of the tree rests on."""
-    return note(evidence.tree()) + "\n"
+    return f"**What it rests on.** Reference: `{evidence.reference()}`. {basis(evidence.tree())}\n"
 
 
 def headline_table() -> str:

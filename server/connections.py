@@ -37,6 +37,7 @@ def web_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
             proxy_headers=False,
             log_level="error",
             lifespan="off",
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_s,
         )
     )

@@ -1,4 +1,4 @@
-"""Optional code for GPUs: the operations of many adapters at once in Triton, and flash attention over packed texts.
+"""Optional code for GPUs: operations and heads of many adapters at once in Triton, flash attention over packed texts.
 
 Nothing depends on it: what cannot be had, or is wrong about a small batch at the start, is torch's work.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 from server import logs
 from server.attention import Heads
 from server.device_memory import does_work
-from server.device_trial import Drawn, attention_error, operation_error
+from server.device_trial import Drawn, DrawnHead, attention_error, head_error, operation_error
 from server.errors import BaseModelError
-from server.grouped import MAX_RANK, GroupedSegments
+from server.grouped import DTYPES, MAX_RANK, GroupedSegments
+from server.grouped_heads import GroupedHeads
 from server.methods.base import ATTENTION, AttentionSite
 from server.varlen_attention import HALF, HEAD_DIM_STEP, MAX_HEAD_DIM, Flash, PutInFront, VarlenAttention
 
@@ -64,6 +65,24 @@ def grouped_segments(base: BaseModel) -> GroupedSegments | None:
         return GroupedSegments(triton_kernels, base.layers, base.device)
 
     return _had("grouped operations", base.device, make)
+
+
+def grouped_heads(base: BaseModel) -> GroupedHeads | None:
+    """What runs many adapters' heads at once, or None where it cannot be had; the reason is logged."""
+
+    def make() -> GroupedHeads:
+        from server import triton_kernels
+
+        drawn = [
+            DrawnHead(layers, num_texts, num_labels, dtype, first_dtype)
+            for layers in dict.fromkeys((base.family.linear_head(), base.native_head.layers))
+            for num_texts, num_labels, dtype in zip((1, 20, 3), (2, 150, 33), DTYPES, strict=True)
+            for first_dtype in dict.fromkeys((dtype, torch.float32))  # of the adapter, or of the base
+        ]
+        check(head_error(triton_kernels, base.device, base.hidden_size, drawn), torch.float32)
+        return GroupedHeads(triton_kernels)
+
+    return _had("classification heads", base.device, make)
 
 
 def varlen_attention(base: BaseModel) -> VarlenAttention | None:

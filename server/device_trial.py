@@ -10,6 +10,8 @@ from torch import Tensor
 
 from server.attention import Attend, Heads, Packing, attend
 from server.grouped import DeviceKernels, batch_of, table_of
+from server.grouped_heads import GroupedHeads, HeadKernels
+from server.heads import Head, Layer, Share, head_shapes, logits
 from server.methods.base import KeysValues, Segment
 from server.products import LowRank, Operation, TorchProducts
 
@@ -28,6 +30,16 @@ class Drawn(NamedTuple):
     activation: str | None = None
     has_bias: bool = False
     dtype: torch.dtype = torch.float32
+
+
+class DrawnHead(NamedTuple):
+    """One head of a batch, its texts in the batch, and the formats of its last layer and of all before that."""
+
+    layers: tuple[Layer, ...]
+    num_texts: int
+    num_labels: int
+    dtype: torch.dtype = torch.float32
+    first_dtype: torch.dtype = torch.float32
 
 
 def operation_error(
@@ -87,6 +99,17 @@ def attention_error(
     return _part_of(found, expected)
 
 
+def head_error(kernels: HeadKernels, device: torch.device, hidden_size: int, drawn: Sequence[DrawnHead]) -> float:
+    """The same for the heads of a batch; what kernels cannot do is torch's in float32."""
+    torch.manual_seed(0)
+    shares, place = [], 0
+    for one in drawn:
+        shares.append(Share(place, place + one.num_texts, _head(one, hidden_size, device)))
+        place += one.num_texts
+    pooled = torch.randn(place, hidden_size, device=device)
+    return _part_of(GroupedHeads(kernels).logits(pooled, shares), logits(pooled.double(), shares))
+
+
 def _operation(drawn: Drawn, d_in: int, d_out: int, device: torch.device) -> Operation:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(drawn.dtype)
@@ -97,6 +120,14 @@ def _operation(drawn: Drawn, d_in: int, d_out: int, device: torch.device) -> Ope
         down_bias, up_bias = (draw(drawn.rank), draw(d_out)) if drawn.has_bias else (None, None)
         return Operation(drawn.kind, LowRank(down.mT, up.mT, 0.7, down_bias, up_bias, drawn.activation))
     return Operation(drawn.kind, draw(d_in if drawn.kind == "scale_input" else d_out))
+
+
+def _head(drawn: DrawnHead, hidden_size: int, device: torch.device) -> Head:
+    tensors = {}
+    for name, shape in head_shapes(drawn.layers, hidden_size, drawn.num_labels).items():
+        dtype = drawn.dtype if name.startswith(f"{drawn.layers[-1].name}.") else drawn.first_dtype
+        tensors[name] = (torch.randn(shape, device=device) / shape[-1] ** (0.5 * (len(shape) - 1))).to(dtype)
+    return Head(drawn.layers, tensors)
 
 
 def _act(spans: Sequence[tuple[int, int]], operations: Sequence[Operation], x: Tensor, y: Tensor) -> None:

@@ -15,11 +15,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from server import attention, base_model, device_code, kernels
+from server import attention, base_model, device_code, heads, kernels
 from server.attention import Attend, Packing, attend
 from server.base_model import BaseModel
 from server.graphs import Graphs, Runner
 from server.grouped import GroupedSegments, upload
+from server.grouped_heads import GroupedHeads
+from server.heads import Share
 from server.jobs import Job
 from server.kernels import Kernels
 from server.library_encoder import LibraryEncoder, act_at
@@ -58,12 +60,13 @@ class Forward:
         segments: GroupedSegments | None = None,
         attention: VarlenAttention | None = None,
         recorder: Recorder | None = None,
+        grouped_heads: GroupedHeads | None = None,
     ) -> None:
         """keeps_weights: whether the base's own weights stay beside copies of them that multiply faster.
 
         uses_kernels: whether compiled code runs where it can be had (`server.kernels`, `server.device_code`).
         uses_graphs: whether small passes are recorded where they can be (`server.graphs`).
-        segments, attention, recorder: what runs instead of what suits the device.
+        segments, attention, recorder, grouped_heads: what runs instead of what suits the device.
         """
         self._base = base
         compiled = kernels.load() if uses_kernels and base.device.type == "cpu" else None
@@ -71,7 +74,9 @@ class Forward:
             segments = segments or device_code.grouped_segments(base)
             attention = attention or device_code.varlen_attention(base)
             recorder = recorder or CudaRecorder(base.device)
+            grouped_heads = grouped_heads or device_code.grouped_heads(base)
         self._segments: Segments = segments or Segments(compiled or TorchProducts())
+        self._logits = heads.logits if grouped_heads is None else grouped_heads.logits
         attending = attend if attention is None else attention.attend
         self._encoder = self._make_encoder(encoder, keeps_weights, compiled, attending)
         self.graphs: Graphs | None = None
@@ -120,15 +125,10 @@ class Forward:
             pooled = self._pool(rows, batch, packing.read_starts)  # [texts, hidden]
         finally:
             self._segments.end()
-        scores = [
-            adapter.head.logits(pooled[start:stop])  # [texts of this adapter, its labels]
-            for start, stop, adapter in join(adapters, range(len(batch) + 1))
-        ]
-        if self._base.device.type != "cpu":  # one copy: the host waits for the device once
-            fetched = torch.cat([some.flatten() for some in scores]).cpu()
-            parts = torch.split(fetched, [some.numel() for some in scores])
-            scores = [flat.view_as(some) for flat, some in zip(parts, scores, strict=True)]
-        return [row for some in scores for row in some]
+        spans = join(adapters, range(len(batch) + 1))
+        logits = self._logits(pooled, [Share(start, stop, adapter.head) for start, stop, adapter in spans])
+        fetched = logits.cpu()  # one copy: the host waits for the device once
+        return list(torch.split(fetched, [adapter.head.num_labels for adapter in adapters]))
 
     def _launch(
         self, adapters: Sequence[LoadedAdapter], packing: Packing, inputs: Mapping[str, Sequence[int]]

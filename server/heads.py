@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
@@ -31,28 +33,52 @@ class Layer:
     norm: Norm | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Head:
     """What makes logits of a pooled text. tensors: by their names in adapter files."""
 
     layers: tuple[Layer, ...]
     tensors: Mapping[str, Tensor]
 
+    @property
+    def num_labels(self) -> int:
+        return len(self.tensors[f"{self.layers[-1].name}.weight"])
+
     def logits(self, pooled: Tensor) -> Tensor:
-        """pooled [texts, hidden] to [texts, labels]."""
+        """pooled [texts, hidden] to [texts, labels], in the format of pooled."""
         x = pooled
         for layer in self.layers:
-            x = linear(x, *self._pair(layer.name))
+            x = linear(x, *self._widened(layer.name, x.dtype))
             if layer.activation is not None:
                 x = layer.activation(x)
             if layer.norm is not None:
-                x = layer_norm(x, x.shape[-1:], *self._pair(layer.norm.name), layer.norm.epsilon)
+                x = layer_norm(x, x.shape[-1:], *self._widened(layer.norm.name, x.dtype), layer.norm.epsilon)
         return x  # [texts, labels]
 
-    def _pair(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """A layer's weight and bias; half precision is widened when it is used, so that it stays small."""
-        bias = self.tensors.get(f"{name}.bias")
-        return self.tensors[f"{name}.weight"].float(), bias.float() if bias is not None else None
+    def pair(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias of a layer or norm, as they are stored."""
+        return self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+
+    def _widened(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Half precision is widened when it is used, so that it stays small."""
+        weight, bias = self.pair(name)
+        return weight.to(dtype), bias.to(dtype) if bias is not None else None
+
+
+class Share(NamedTuple):
+    """Texts `start` to `stop` of a batch are answered by one head."""
+
+    start: int
+    stop: int
+    head: Head
+
+
+def logits(pooled: Tensor, shares: Sequence[Share]) -> Tensor:
+    """The logits of all texts, one behind the other: each text has as many as its head has labels.
+
+    pooled [texts, hidden]; shares: in order, every text in one of them.
+    """
+    return torch.cat([head.logits(pooled[start:stop]).flatten() for start, stop, head in shares])
 
 
 def head_shapes(layers: Sequence[Layer], hidden_size: int, num_labels: int) -> dict[str, tuple[int, ...]]:

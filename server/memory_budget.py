@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from server.base_model import BaseModel
 from server.batch_budget import FEWEST_TOKENS
 from server.device_memory import CardMemory, is_lack_of_memory
 from server.errors import BaseModelError
 from server.forward import Work
 from server.graphs import Graphs
-from server.heads import Head
+from server.heads import Head, head_shapes
 from server.jobs import Job
 from server.loaded_adapter import LoadedAdapter
 from server.methods import methods
@@ -123,7 +125,10 @@ def acting_bytes(base: BaseModel, num_tokens: int) -> int:
 
 def full_batch(base: BaseModel, num_tokens: int) -> list[Work]:
     """The batch that needs most: texts as long as they may be, all of whose tokens are read. No adapter acts on it."""
-    adapter = LoadedAdapter("", next(iter(methods().values())), "mean", rows={}, head=Head((), {}), resident_bytes=0)
+    layers = base.family.linear_head()
+    shapes = head_shapes(layers, base.hidden_size, num_labels=1)
+    head = Head(layers, {name: torch.zeros(shape, device=base.device) for name, shape in shapes.items()})
+    adapter = LoadedAdapter("", next(iter(methods().values())), "mean", rows={}, head=head, resident_bytes=0)
     length = min(base.max_length, num_tokens)
     lengths = [length] * (num_tokens // length) + [num_tokens % length] * (num_tokens % length > 0)
     return [(Job("", "", (0,) * length, (0,) * length), adapter) for length in lengths]

@@ -48,7 +48,7 @@ class Settings(BaseModel):
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the base model; auto takes bfloat16 where the hardware multiplies it."""
+    """Number format of the base model; auto takes bfloat16 where the device multiplies it faster."""
     threads: int = Field(0, ge=0)
     """Threads of a forward pass on the CPU; 0 leaves one core to the HTTP side."""
     kernels: Literal["auto", "off"] = "auto"
@@ -63,6 +63,8 @@ class Settings(BaseModel):
     """Longest body of a request; a longer one is refused before it is read."""
     read_s: float = Field(30, gt=0)
     """Seconds that a client is given to send a request's head, to send its body, and to take the answer."""
+    keep_alive_s: int = Field(75, ge=1)
+    """Seconds that a connection is kept between two requests; more than a balancer in front keeps it (most keep 60)."""
     max_connections: int = Field(4096, ge=1)
     """Most connections at one time; a further one is answered 503 and closed."""
     cors_origins: str = ""

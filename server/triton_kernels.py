@@ -1,6 +1,7 @@
-"""What `server.grouped` and `server.varlen_attention` compute on a GPU, in Triton: a few launches for many adapters.
+"""What `server.grouped`, `server.grouped_heads` and `server.varlen_attention` compute on a GPU, in Triton.
 
-Kernels find an adapter's tensors by the addresses in its table (`server.grouped.Table`): nothing is copied or padded.
+A few launches do for many adapters. Kernels find an adapter's tensors by the addresses in its table
+(`server.grouped.Table`, `server.grouped_heads.HeadTable`): nothing is copied or padded.
 Sums are float32. Shapes are tuned once for a width and a rank, and Triton keeps what it found beside its cache.
 After Punica (Chen et al. 2023) and S-LoRA (Sheng et al. 2023), which split the product in the same way.
 """
@@ -21,7 +22,8 @@ TYPES: Mapping[torch.dtype, object] = {
     torch.float16: tl.float16,
 }
 FIELDS = tl.constexpr(8)
-COLUMNS = 256
+HEAD_FIELDS = tl.constexpr(8)
+COLUMNS, HEAD_COLUMNS, HEAD_BLOCK_IN = 256, 32, 64
 WIDTH_A_PART, MAX_PARTS, WIDEST_BLOCK = 512, 8, 128
 """Wide inputs are multiplied in parts at one time, whose sums are added later: always in the same order."""
 
@@ -226,6 +228,49 @@ def _front(
     tl.store(out + (num_rows + row) * WIDTH + columns, value, inside)
 
 
+@kernel
+def _head_layer(
+    x,
+    x_stride,
+    out,
+    tiles,
+    WIDTH: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    NORM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """out = (x * scale + shift) @ weight + bias, each program for its own columns of out; 0: no such tensor."""
+    tile = tiles + HEAD_FIELDS * tl.program_id(0)
+    num_outputs = tl.load(tile + 3)
+    if tl.program_id(1) * BLOCK_OUT >= num_outputs:
+        return
+    start, stop, place = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    weight, bias = tl.load(tile + 4), tl.load(tile + 5)  # stored [num_outputs, WIDTH]
+    scale, shift = tl.load(tile + 6), tl.load(tile + 7)
+    rows = start + tl.arange(0, BLOCK_ROWS)
+    columns = (tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
+    is_row, is_column = rows < stop, columns < num_outputs
+    total = tl.full((BLOCK_ROWS, BLOCK_OUT), 0.0, tl.float32)
+    for begin in range(0, WIDTH, BLOCK_IN):
+        inner = begin + tl.arange(0, BLOCK_IN)
+        inside = inner < WIDTH
+        left = tl.load(x + rows[:, None] * x_stride + inner[None, :], mask=is_row[:, None] & inside[None, :], other=0)
+        factor = tl.load(scale.to(tl.pointer_type(NORM)) + inner, mask=inside & (scale != 0), other=0).to(tl.float32)
+        offset = tl.load(shift.to(tl.pointer_type(NORM)) + inner, mask=inside & (shift != 0), other=0).to(tl.float32)
+        left = left * tl.where(scale != 0, factor, 1.0)[None, :] + offset[None, :]
+        right = tl.load(
+            weight.to(tl.pointer_type(WEIGHT)) + columns[None, :] * WIDTH + inner[:, None],
+            mask=is_column[None, :] & inside[:, None],
+            other=0,
+        )
+        total = tl.dot(left, right.to(tl.float32), total, input_precision="ieee")
+    added = tl.load(bias.to(tl.pointer_type(WEIGHT)) + columns, mask=is_column & (bias != 0), other=0)
+    places = place + (rows - start)[:, None] * num_outputs + columns[None, :]
+    tl.store(out + places, total + added.to(tl.float32)[None, :], mask=is_row[:, None] & is_column[None, :])
+
+
 def add_low_rank(
     x: Tensor, y: Tensor, tiles: Tensor, addresses: Tensor, site: int, rows: int, rank: int, dtype: torch.dtype
 ) -> None:
@@ -277,3 +322,26 @@ def put_in_front(
     )
     new_keys, new_values = out.unbind()
     return new_keys, new_values
+
+
+def apply_head_layer(
+    x: Tensor, out: Tensor, tiles: Tensor, rows: int, most_outputs: int, dtype: torch.dtype, norm_dtype: torch.dtype
+) -> None:
+    """Write what one layer of many heads makes of x [texts, width] into out, both float32.
+
+    tiles [tiles, 8]: the first text of a head and the text behind its last, at most `rows` of them; where the first
+    one's numbers go in out, and how many a text has; the addresses of weight and bias, and of those of the norm in
+    front of them (0: none). most_outputs: that a text has. dtype, norm_dtype: of these tensors.
+    """
+    _head_layer[(len(tiles), triton.cdiv(most_outputs, HEAD_COLUMNS))](
+        x,
+        x.stride(0),
+        out,
+        tiles,
+        WIDTH=x.shape[1],
+        WEIGHT=TYPES[dtype],
+        NORM=TYPES[norm_dtype],
+        BLOCK_ROWS=rows,
+        BLOCK_OUT=HEAD_COLUMNS,
+        BLOCK_IN=HEAD_BLOCK_IN,
+    )

@@ -19,6 +19,8 @@ from server import triton_kernels
 from server.base_model import BaseModel
 from server.forward import Forward
 from server.grouped import GroupedSegments
+from server.grouped_heads import GroupedHeads
+from server.recorder import Recorder
 from server.varlen_attention import VarlenAttention
 
 HOST = ("item", "is_nonzero", "_local_scalar_dense", "resolve_conj", "nonzero", "lift_fresh")
@@ -153,7 +155,7 @@ KERNELS = types.SimpleNamespace(add_low_rank=_add_low_rank, change=_change)
 """Triton's kernels, each launch as one operation."""
 
 
-def recording(base: BaseModel, uses_graphs: bool = True, recorder: TapeRecorder | None = None) -> Forward:
+def recording(base: BaseModel, uses_graphs: bool = True, recorder: Recorder | None = None) -> Forward:
     """A forward pass with all that runs on a GPU."""
     return Forward(
         base,
@@ -162,4 +164,5 @@ def recording(base: BaseModel, uses_graphs: bool = True, recorder: TapeRecorder 
         segments=GroupedSegments(KERNELS, base.layers, base.device),
         attention=VarlenAttention(flash, put_in_front),
         recorder=recorder or TapeRecorder(),
+        grouped_heads=GroupedHeads(triton_kernels),
     )

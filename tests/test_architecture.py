@@ -18,8 +18,8 @@ ENGINE_SIDE = (
     "engine", "batching", "batch_budget", "retries", "residency", "forward", "segments", "packed_encoder",
     "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
     "device_memory", "memory_budget", "device_code", "device_trial", "grouped", "triton_kernels", "varlen_attention",
-    "triton_cache", "recorder", "fixed_batch", "graphs", "heads", "adapter_files", "adapter_folder", "weights_file",
-    "methods", "families", "base_model", "manifest", "jobs", "errors", "logs",
+    "grouped_heads", "triton_cache", "recorder", "fixed_batch", "graphs", "heads", "adapter_files", "adapter_folder",
+    "weights_file", "methods", "families", "base_model", "manifest", "number_format", "jobs", "errors", "logs",
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",
@@ -33,10 +33,10 @@ COMPOSITION = ("service", "lifecycle", "follower", "check", "base_fetch", "demo"
 # What one package may import of another
 ALLOWED = {
     "training": ("server.methods", "server.families", "server.heads", "server.manifest", "server.base_model",
-                 "server.products", "server.tokenizer", "server.errors", "server.adapter_files",
-                 "server.weights_file", "server.sources", "server.bucket", "server.hub", "decision.rows",
-                 "decision.provenance", "decision.bootstrap", "decision.comparison", "decision.outcomes",
-                 "decision.measured_cell"),
+                 "server.number_format", "server.products", "server.tokenizer", "server.errors",
+                 "server.adapter_files", "server.weights_file", "server.sources", "server.bucket", "server.hub",
+                 "decision.rows", "decision.provenance", "decision.bootstrap", "decision.comparison",
+                 "decision.outcomes", "decision.measured_cell"),
     "loadtest": ("decision.rows", "decision.provenance"),
     "server": ("decision.web", "decision.question", "decision.answer", "decision.errors", "decision.rows"),
     "decision": (),

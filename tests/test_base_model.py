@@ -13,6 +13,7 @@ import torch
 from server import base_model
 from server.errors import BaseModelError, UnknownFamily
 from server.forward import load_base
+from server.number_format import bfloat16_speed, choose_dtype
 from tests.seeded import MAX_LENGTH, make_base
 
 
@@ -78,3 +79,25 @@ def test_a_folder_that_lacks_a_file_is_refused(
 def test_a_hub_id_that_cannot_be_fetched_is_refused_with_the_reason() -> None:
     with pytest.raises(BaseModelError, match="nobody/nothing"):
         base_model.locate("nobody/nothing")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_number_format_that_is_asked_for_is_taken(dtype: str) -> None:
+    assert choose_dtype(dtype, torch.device("cpu")) is getattr(torch, dtype)
+
+
+def test_where_none_is_asked_for_bfloat16_is_taken_only_where_it_is_faster() -> None:
+    chosen, speed = choose_dtype("auto", torch.device("cpu")), bfloat16_speed()
+    if not 0.9 < speed < 1.4:  # in between either is right
+        assert chosen is (torch.bfloat16 if speed > 1 else torch.float32)
+
+
+def test_trying_number_formats_leaves_the_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    bfloat16_speed()
+    assert torch.get_num_threads() == before
+
+
+def test_a_number_format_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(BaseModelError, match="dtype `int8` is not supported; take one of auto, float32, bfloat16"):
+        choose_dtype("int8", torch.device("cpu"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import goals
 from benchmarks.device import main
 from benchmarks.passes import Case, interleave, texts_for
 from benchmarks.random_base import SHAPES, write_base
@@ -31,8 +32,9 @@ def flags_for(base: Path, output: Path) -> list[str]:
     return [*flags, "--rounds", "2", "--resident", "70"]
 
 
-def latencies(rows: Sequence[Row], scenario: str) -> dict[str, LatencyRow]:
-    return {row.case: row for row in rows if isinstance(row, LatencyRow) and row.scenario == scenario}
+def latencies(rows: Sequence[Row], scenario: str, part: str = "all") -> dict[str, LatencyRow]:
+    found = (row for row in rows if isinstance(row, LatencyRow) and row.scenario == scenario)
+    return {row.case: row for row in found if row.part == part}
 
 
 def test_rows_come_of_a_machine_without_pydantic_and_are_read_by_one_with_it(
@@ -66,6 +68,11 @@ def test_rows_come_of_a_machine_without_pydantic_and_are_read_by_one_with_it(
     assert set(latencies(rows, "adapter-load")) == {
         f"{kind} from {tier}" for kind in kinds[1:] for tier in ("disk", "host memory")
     }
+    beside = latencies(rows, "engine", "others")
+    assert set(beside) == {f"lora, 8 hot, {what}" for what in ("nothing is loaded", "adapters are loaded")}
+    assert beside["lora, 8 hot, nothing is loaded"].changes == {}
+    assert beside["lora, 8 hot, adapters are loaded"].changes["loads"] > 0
+    assert "times 10 a pass of 10 lora: " in done.stderr
     memory = [row for row in rows if isinstance(row, MemoryRow)]
     at_rest = {row.case: row for row in memory if row.moment == "idle"}
     assert set(at_rest) == {"no adapters", *(f"64 {kind}" for kind in kinds), "70 lora"}
@@ -95,15 +102,49 @@ def test_cases_take_turns_and_stop_in_the_midst_of_a_round(base_folders: dict[st
     store = Store(base)
     names = dummy.make(tmp_path, method_named("ia3"), 3, str(base_folders["bert"]))
     adapters = [store.load(adapter_folder.read(tmp_path, name, base)) for name in names]
-    cases = [Case("one", adapters[:1]), Case("two of three", adapters, 2), Case("three", adapters)]
+    forward = Forward(base)
+    cases = [
+        Case("one", forward, adapters[:1]),
+        Case("two of three", forward, adapters, 2),
+        Case("three", forward, adapters),
+    ]
     num_passes = itertools.count()
     # three rounds warm up; of the third one behind them, one pass is left out
-    found = interleave(Forward(base), base, texts_for(base), cases, 9, lambda: next(num_passes) >= 3 * 3 + 3 * 3 - 1)
+    found = interleave(base, texts_for(base), cases, 9, lambda: next(num_passes) >= 3 * 3 + 3 * 3 - 1)
     assert sorted(len(passes) for passes in found.values()) == [2, 3, 3]
     assert {one.num_adapters for one in found["two of three"]} == {2}
 
 
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "cuda:99", "--output", str(tmp_path / "rows.jsonl")]) == 1
+def test_goals_are_judged_by_the_median_row() -> None:
+    few, many = "10 a pass of 10 lora", "10 a pass of 1000 lora"
+    loads = ("lora from host memory", "lora from disk")
+
+    def reached(medians: dict[str, float]) -> list[bool]:
+        rows = [
+            {"kind": "latency", "base": "random-llama-1b", "case": case, "part": "all", "latency_ms": {"p50": p50}}
+            for case, p50 in medians.items()
+        ]
+        return [goal.is_met for goal in goals.of_rows(rows, many, few)]
+
+    assert reached({few: 2.0, many: 2.1, loads[0]: 2.0, loads[1]: 30.0}) == [True, True, True]
+    assert reached({few: 2.0, many: 2.2, loads[0]: 2.1, loads[1]: 30.1}) == [False, False, False]
+
+
+def test_the_embedded_base_has_to_be_named_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(base_model, "EMBEDDED_PACKAGE", "no_such_package")
+    with pytest.raises(SystemExit) as ended:
+        main(["--device", "cpu", "--output", str(tmp_path / "rows.jsonl")])
+    assert ended.value.code == 2
+    assert "--base FOLDER" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_refused(
+    base_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(base_folders["bert"])
+    assert main(["--base", base, "--device", "cuda:99", "--output", str(tmp_path / "rows.jsonl")]) == 1
     assert "device `cuda:99` cannot be used here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
+from server.connections import web_server
 from server.gate import Gate
 from server.keys import Keys
 from server.request_limits import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES
@@ -70,6 +71,11 @@ class Answer:
         self.status = int(first.split()[1]) if first else 0
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 
+    def is_whole(self) -> bool:
+        if "content-length" in self.headers:
+            return len(self.body) >= int(self.headers["content-length"])
+        return self.headers.get("transfer-encoding") == "chunked" and self.body.endswith(b"0\r\n\r\n")
+
 
 def dial(address: tuple[str, int]) -> socket.socket:
     return socket.create_connection(address, timeout=30)
@@ -86,8 +92,7 @@ def exchange(address: tuple[str, int], *pieces: bytes) -> Answer:
 def receive(connection: socket.socket) -> Answer:
     raw = b""
     while True:
-        answer = Answer(raw) if b"\r\n\r\n" in raw else None
-        if answer and "content-length" in answer.headers and len(answer.body) >= int(answer.headers["content-length"]):
+        if b"\r\n\r\n" in raw and (answer := Answer(raw)).is_whole():
             return answer
         more = connection.recv(65536)
         if not more:
@@ -263,6 +268,20 @@ def test_a_head_that_does_not_come_to_its_end_ends_the_connection(address: tuple
     with dial(address) as connection:
         connection.sendall(sent)
         assert closes(connection) < 10 * READ_S
+
+
+def test_a_connection_that_nobody_uses_is_kept_for_the_time_that_is_set(service: Service, settings: Settings) -> None:
+    short = settings.model_copy(update={"keep_alive_s": 1})
+    with listening(create_app(service.desk, MAX_BODY_BYTES), short) as address, dial(address) as connection:
+        for _ in range(2):  # the time begins anew with every request
+            connection.sendall(head(target="GET /health/live"))
+            assert receive(connection).status == 200
+        assert 0.9 < closes(connection) < 4
+
+
+def test_it_is_kept_for_longer_than_a_balancer_in_front_keeps_its_own(service: Service, settings: Settings) -> None:
+    """Or this side ends it while the next request is on its way: AWS' and nginx' balancers keep 60 s."""
+    assert web_server(create_app(service.desk, MAX_BODY_BYTES), settings).config.timeout_keep_alive > 60
 
 
 def trickle(connection: socket.socket, stop: threading.Event) -> None:

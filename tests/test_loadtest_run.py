@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +22,8 @@ from decision.rows import LatencyRow, MemoryRow, read
 from loadtest import service
 from loadtest.command import main
 from loadtest.errors import LoadTestError
-from loadtest.measure import Measured, Span, Target, measure
+from loadtest.job import NATIVE, Job
+from loadtest.measure import LOCUSTFILE, Measured, Span, Target, measure
 from loadtest.samples import Samples
 from loadtest.scenario import read as read_scenario
 from loadtest.service import Service
@@ -114,6 +117,33 @@ def test_all_that_is_sent_is_kept_also_what_is_never_answered(tmp_path: Path, ba
     assert len(samples) == pytest.approx(40 * 6.5, rel=0.25)
     assert sum(samples.errors().values()) > 40
     assert len(samples.answered()) > 20
+
+
+@pytest.mark.parametrize(("hangs_up", "error"), [(True, "HTTPConnectionClosed"), (False, "TimeoutError")])
+def test_what_is_not_answered_is_called_what_it_is(tmp_path: Path, hangs_up: bool, error: str) -> None:
+    """And not by the client's own name for some of it, which says that it had tried more than once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_never_answer, args=(listener, hangs_up), daemon=True).start()
+        host, port = listener.getsockname()
+        workload = Workload(num_users=1, texts=SHORT, timeout_s=0.5)
+        job = Job(workload=workload, adapters=["one"], wire=NATIVE, headers={}, num_senders=1, samples=tmp_path)
+        job.write(tmp_path / "job.json")
+        command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--job", str(tmp_path / "job.json")]
+        command += ["--headless", "--users", "1", "--run-time", "3s", "--host", f"http://{host}:{port}"]
+        subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert set(Samples.read(tmp_path).errors()) - {"no answer in time"} == {error}
+
+
+def _never_answer(listener: socket.socket, hangs_up: bool) -> None:
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            if hangs_up:
+                connection.recv(65536)
+                connection.close()
+            else:
+                held.append(connection)
 
 
 def _kill_when_loaded(running: Service, folder: Path) -> None:

@@ -28,6 +28,7 @@ from server.device_trial import NUM_SITES, Drawn, attention_error, operation_err
 from server.errors import BaseModelError
 from server.forward import Forward, load_base
 from server.grouped import MAX_RANK, GroupedSegments, batch_of, table_of
+from server.grouped_heads import GroupedHeads
 from server.methods.base import KeysValues
 from server.products import ACTIVATIONS, LowRank, Operation
 from server.store import Store
@@ -174,7 +175,10 @@ def test_a_mixed_batch_equals_plain_peft_s(model_type: str, tmp_path: Path) -> N
         ]
         grouped = GroupedSegments(triton_kernels, base.layers, CPU)
         varlen = VarlenAttention(flash, triton_kernels.put_in_front)
-        forward = Forward(base, encoder, uses_kernels=False, segments=grouped, attention=varlen)
+        grouped_heads = GroupedHeads(triton_kernels)
+        forward = Forward(
+            base, encoder, uses_kernels=False, segments=grouped, attention=varlen, grouped_heads=grouped_heads
+        )
         found = forward.run([peer.job(text) for peer in peers for text in tokens])
         expected = [peer.logits(text) for peer in peers for text in tokens]
         for answer, oracle_answer in zip(found, expected, strict=True):
@@ -208,20 +212,26 @@ def test_a_table_is_forgotten_with_its_adapter(tmp_path: Path) -> None:
     assert len(grouped._tables) == 0
 
 
+@pytest.mark.parametrize("make", [device_code.grouped_segments, device_code.grouped_heads])
 @pytest.mark.parametrize("fault", ["absent", "wrong", "raises"])
 def test_without_it_torch_does_the_work(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Callable[[BaseModel], object | None],
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No Triton, a kernel that computes something else, one that does not compile."""
     base = load_base(str(make_base(tmp_path / "base", "bert")), "cpu", "float32")
-    assert device_code.grouped_segments(base) is not None
+    assert make(base) is not None
     assert "kernels_ready" in capsys.readouterr().err
     broken = ModuleType("server.triton_kernels")
     if fault == "wrong":
         broken.add_low_rank = broken.change = lambda *_, **__: None  # type: ignore[attr-defined]
+        broken.apply_head_layer = lambda x, out, *_: out.zero_()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "server.triton_kernels", None if fault == "absent" else broken)
     monkeypatch.delattr(importlib.import_module("server"), "triton_kernels")
-    assert device_code.grouped_segments(base) is None
+    assert make(base) is None
     log = capsys.readouterr().err
     assert "kernels_absent" in log
     assert {"absent": "ModuleNotFoundError", "wrong": "differ from torch", "raises": "AttributeError"}[fault] in log

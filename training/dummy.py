@@ -32,7 +32,8 @@ from training.options import DEFAULT_MAX_LENGTH, options_of
 CONFIG, WEIGHTS = KEPT
 MARK = "none: random weights"
 """What a dummy's manifest names as the data it was trained on."""
-SCALE = 0.02
+NOISE = 0.02
+"""By which adapters of one seed differ from the method's first weights, and from each other."""
 CARD = """---
 library_name: peft
 tags: [adaptermux, {method}, dummy]
@@ -54,11 +55,14 @@ def make(
     pooling: Pooling | None = None,
     options: Mapping[str, float] | None = None,
     seed: int = 0,
+    noise: float = NOISE,
 ) -> Iterator[str]:
     """Write adapters `METHOD-0` to `METHOD-<count - 1>` below a folder, and yield their names.
 
-    pooling: the family's own default if None. options: where they differ
-    from the method's. Raises RecipeError, BaseModelError, StorageFailed, and DataError where a name is taken.
+    pooling: the family's own default if None. options: where they differ from the method's. noise: with little of it,
+    adapters answer nearly alike.
+
+    Raises RecipeError, BaseModelError, StorageFailed, and DataError where a name is taken.
     """
     names = [f"{method.name}-{index}" for index in range(count)]
     for name in names:
@@ -106,15 +110,15 @@ def make(
         first, record = load_file(Path(scratch) / WEIGHTS), (Path(scratch) / CONFIG).read_text(encoding="utf-8")
     for name in names:
         with whole_folder.written(root / name) as place:
-            _write(place, first, record, draft)
+            _write(place, first, record, draft, noise)
             (place / "README.md").write_text(CARD.format(method=method.name, name=name, seed=seed), encoding="utf-8")
         yield name
 
 
-def _write(place: Path, first: Mapping[str, torch.Tensor], record: str, draft: Manifest) -> None:
+def _write(place: Path, first: Mapping[str, torch.Tensor], record: str, draft: Manifest, noise: float) -> None:
     place.mkdir()
     weights = place / WEIGHTS
-    save_file({key: tensor + torch.randn_like(tensor) * SCALE for key, tensor in first.items()}, weights)
+    save_file({key: tensor + torch.randn_like(tensor) * noise for key, tensor in first.items()}, weights)
     (place / CONFIG).write_text(record, encoding="utf-8")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     manifest.write(replace(draft, weights_sha256=digest), place)

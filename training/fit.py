@@ -34,6 +34,7 @@ from server.families import Family
 from server.heads import head_modules
 from server.manifest import ProblemType
 from server.methods import Method
+from server.number_format import is_bfloat16_faster
 from server.tokenizer import Tokenizer
 from training import evaluation
 from training.data import Splits, targets
@@ -229,7 +230,7 @@ def _make_trainer(
     work: Work,
 ) -> Trainer:
     device = base_model.choose_device("auto")
-    bf16 = plan.precision == "bfloat16" or (plan.precision == "auto" and base_model.has_bfloat16(device))
+    bf16 = plan.precision == "bfloat16" or (plan.precision == "auto" and is_bfloat16_faster(device))
     measured = "epoch" if work.num_evaluations is None else "steps" if work.num_evaluations else "no"
     arguments = TrainingArguments(
         output_dir=str(work.folder),

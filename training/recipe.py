@@ -84,7 +84,7 @@ class Recipe(BaseModel):
     pooling: Pooling | None = None
     """null takes the family's default: mean for encoders, last for decoders."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto computes in bfloat16 where the hardware multiplies it."""
+    """auto computes in bfloat16 where the device multiplies it faster."""
     quantize: Quantization | None = None
     """nf4 holds the frozen linear layers in 4 bits while training (Dettmers et al. 2023)."""
     gradient_checkpointing: bool = False

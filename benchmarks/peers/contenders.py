@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ METHODS = ("lora", "ia3", "prefix", "bottleneck")
 BASE_METHOD = "head"
 """An adapter of this method is the base model without one, and a head."""
 OURS, MIX, FRONTED, BASE = "adaptermux", "mix", "mix, HTTP process", "base"
-"""Ours, and its cases: as it starts by itself, the same with `--http-processes 1`, and the bare base."""
+"""Ours, and its cases: as it starts by itself, the same with `FRONTS`, and the bare base."""
+FRONTS = {"http_processes": 1}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,13 @@ def running(adapters: Path, state: Path, dtype: str) -> Iterator[list[Contender]
     mix = [(name, method) for some in zip(*(_of(one, names) for one in METHODS), strict=True) for name, method in some]
 
     def contender(
-        case: str, name: str, service: Service, hot: Sequence[tuple[str, str]], threads: int | None, wire: str = NATIVE
+        case: str,
+        name: str,
+        service: Service,
+        hot: Sequence[tuple[str, str]],
+        settings: Mapping[str, int],
+        wire: str = NATIVE,
     ) -> Contender:
-        settings = {} if threads is None else {"threads": threads}
         num_registered = len(names) if wire == NATIVE else 0
         return Contender(
             case, Target(name, service, hot, num_registered, EMBEDDED_ID, dtype, "cpu", settings, True, None, wire)
@@ -69,21 +74,22 @@ def running(adapters: Path, state: Path, dtype: str) -> Iterator[list[Contender]
 
     with ExitStack() as stack:
         ours = stack.enter_context(started(adapters, {"dtype": dtype}, state / "one"))
-        fronted = stack.enter_context(started(adapters, {"dtype": dtype, "http_processes": 1}, state / "two"))
+        fronted = stack.enter_context(started(adapters, {"dtype": dtype, **FRONTS}, state / "two"))
         found = [
-            contender(MIX, OURS, ours, mix, None),
-            contender(FRONTED, OURS, fronted, mix, None),
-            contender(BASE, OURS, ours, _of(BASE_METHOD, names), None),
+            contender(MIX, OURS, ours, mix, {}),
+            contender(FRONTED, OURS, fronted, mix, FRONTS),
+            contender(BASE, OURS, ours, _of(BASE_METHOD, names), {}),
         ]
         for threads in (default_threads(), None):
             case = "default threads" if threads is None else f"threads {threads}"
+            settings = {} if threads is None else {"threads": threads}
             flags = ["--dtype", dtype, *([] if threads is None else ["--threads", str(threads)])]
             peer = stack.enter_context(started_peer("set_adapter", "--adapters", str(adapters), *flags))
-            found.append(contender(case, "set_adapter", peer, mix, threads))
+            found.append(contender(case, "set_adapter", peer, mix, settings))
             if infinity.is_installed():
                 peer = stack.enter_context(started_peer("infinity", *flags))
                 hot = [(infinity.MODEL_ID, "full")]
-                found.append(contender(case, "infinity", peer, hot, threads, "benchmarks.peers.wire:Infinity"))
+                found.append(contender(case, "infinity", peer, hot, settings, "benchmarks.peers.wire:Infinity"))
         yield found
 
 

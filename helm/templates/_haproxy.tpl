@@ -32,7 +32,7 @@ defaults
   timeout server {{ $router.timeoutS }}s
   timeout queue 10s
   timeout http-request 30s
-  timeout http-keep-alive 60s
+  timeout http-keep-alive 75s  # longer than a balancer in front keeps a connection
 
 frontend api
   bind :8080
