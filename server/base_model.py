@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from server import rotary
 from server.errors import BaseModelError
 from server.families import Family, family_of
 from server.families.base import PostNormLayer
@@ -180,6 +181,7 @@ def load(spec: str, device: str = "auto", dtype: str = "auto", attention: str = 
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BaseModelError(f"base model in `{folder}` cannot be loaded: {error}") from error
+    rotary.hold(backbone)
     pool = _take_pool(backbone, family, info["missing_keys"])
     layers = _linear_sites(backbone, pool, family)
     for module in filter(None, (backbone, pool)):

@@ -34,8 +34,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 number: other numbers of rows are multiplied in another order."""
 CLEAR = 8
 """Times the rounding that adapters must change a text for the change to be told from it."""
-HOST_ROPE = ("dynamic", "longrope")
-"""Rotary embeddings that depend on the longest text of a batch: the host looks for it in the midst of a pass."""
 
 
 class Runner(NamedTuple):
@@ -64,8 +62,7 @@ class Graphs:
     """The recorded passes of a base model. Owned by the engine thread.
 
     Each is recorded when the first batch of its size comes, and judged by it: where its result differs from what was
-    launched, or memory is short, or anything raises, there are no graphs from then on, and the log says why. A base
-    that cannot be recorded has none from the start.
+    launched, or memory is short, or anything raises, there are no graphs from then on, and the log says why.
     """
 
     def __init__(self, base: BaseModel, runner: Runner, recorder: Recorder, most_tokens: int | None = None) -> None:
@@ -81,8 +78,6 @@ class Graphs:
         self._most_bytes: int | None = None
         self._is_full = False
         self.num_recorded = 0
-        if (rope := _rope_on_host(base)) is not None:
-            self.give_up(f"rotary embeddings of the type `{rope}` depend on the longest text of a batch")
 
     @property
     def token_counts(self) -> list[int]:
@@ -232,16 +227,6 @@ def bound(base: BaseModel) -> int:
     attention = base.sites[ATTENTION]
     assert isinstance(attention, AttentionSite), "the attention site tells of layers; this is a bug"
     return min(MOST_TOKENS, int(OPERATIONS_A_LAYER * attention.num_layers / (2 * weights)))
-
-
-def _rope_on_host(base: BaseModel) -> str | None:
-    """The type of rotary embeddings that no recorded pass can have, if the base has one."""
-    for module in base.backbone.modules():
-        kinds = getattr(module, "rope_type", None)  # in some families one for each kind of layer
-        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            if kind in HOST_ROPE:
-                return str(kind)
-    return None
 
 
 def _by_text(rows: Tensor, packing: Packing) -> Sizes:

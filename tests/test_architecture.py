@@ -19,7 +19,8 @@ ENGINE_SIDE = (
     "library_encoder", "frozen_linear", "kernels", "products", "attention", "store", "host_tier", "loaded_adapter",
     "device_memory", "memory_budget", "device_code", "device_trial", "grouped", "triton_kernels", "varlen_attention",
     "grouped_heads", "triton_cache", "recorder", "fixed_batch", "graphs", "heads", "adapter_files", "adapter_folder",
-    "weights_file", "methods", "families", "base_model", "manifest", "number_format", "jobs", "errors", "logs",
+    "weights_file", "methods", "families", "base_model", "manifest", "number_format", "rotary", "jobs", "errors",
+    "logs",
 )  # fmt: skip
 HTTP_SIDE = (
     "app", "routes", "wire", "problems", "description", "desk", "callers", "classification", "ledger", "schemas",

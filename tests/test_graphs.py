@@ -33,7 +33,7 @@ from server.products import LowRank
 from server.store import Store
 from server.varlen_attention import BatchLines
 from tests.planted_card import PlantedCard
-from tests.seeded import MAX_LENGTH, NAMES, make_adapter, make_base, peft_configs
+from tests.seeded import MAX_LENGTH, NAMES, Peer, make_adapter, make_base, peft_configs
 from tests.taped import KERNELS, TapeRecorder, recording
 
 CPU = torch.device("cpu")
@@ -232,17 +232,23 @@ def test_rounding_is_not_taken_for_a_missing_adapter(
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
-def test_a_base_whose_rotary_embeddings_look_at_the_batch_is_not_recorded(
-    rope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rotary_embeddings_that_look_at_the_whole_batch_are_held(rope: str, tmp_path: Path) -> None:
+    """So that they can be recorded, and a text is the same beside a longer one: by plain peft, alone."""
     factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8} if rope == "longrope" else {}
     parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 2.0, **factors}
-    parameters |= {"original_max_position_embeddings": MAX_LENGTH} if factors else {}
-    base = load_base(str(make_base(tmp_path / "base", "llama", rope_parameters=parameters)), "cpu", "float32")
-    forward = recording(base)
-    assert forward.graphs is not None
-    assert forward.graphs.token_counts == []
-    assert capsys.readouterr().err.count(f"type `{rope}`") == 1
+    parameters |= {"original_max_position_embeddings": 40} if factors else {}
+    folder = make_base(tmp_path / "base", "llama", rope_parameters=parameters)
+    oracle = make_adapter(tmp_path / "one", folder, peft_configs("llama")["lora-qv"], 3, seed=1)
+    bench = Bench(folder, tmp_path)
+    assert bench.base.max_length == (40 if factors else MAX_LENGTH)
+    adapter = bench.load("one")
+    work = [text(adapter, length) for length in (3, 20, 40)]
+    expected = [Peer(adapter, oracle).logits(list(job.token_ids)) for job, _ in work]
+    for _ in range(2):  # launched, then recorded
+        for found, right in zip(bench.forward.run(work), expected, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    assert bench.forward.graphs is not None
+    assert bench.forward.graphs.token_counts, "recorded passes were given up"
 
 
 def test_a_batch_that_is_not_finite_judges_no_recording(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from server import rotary
 from server.heads import Layer
 from server.manifest import Pooling
 
@@ -94,7 +95,7 @@ class Family(ABC):
 
     def length_limit(self, config: PretrainedConfig) -> int:
         """Tokens that a text may have, special tokens included."""
-        return int(config.max_position_embeddings)
+        return rotary.length_limit(config)
 
     def has_window(self, config: PretrainedConfig) -> bool:
         """Whether the limit is a window of attention, of which a prefix takes its share."""
