@@ -125,7 +125,10 @@ def accuracies_table() -> str:
         row = [f"`{candidate.name}`"]
         for cell in cells:
             one = evidence.standing(cell, candidate.name)
-            shown = NOTHING if one is None else f"{100 * one.accuracy.value:.1f}"
+            if one is None:
+                row.append(NOTHING)
+                continue
+            shown = f"{100 * one.accuracy.value:.1f}"
             row.append(f"**{shown}**" if candidate.name in shortlist(cell) else shown)
         rows.append(row)
     raised = [_raised(cell) for cell in cells]
