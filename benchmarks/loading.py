@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import cycle
 
 from benchmarks.passes import WARM_UP_ROUNDS, Case, Pass, Texts, timed, wait_for
@@ -51,9 +51,10 @@ def time_beside(
     with closing(_narrow(base, others, from_host=True)) as store:
         for folder in others:
             store.load(folder)
+        turns = cycle(others)
         for block in range(2 * NUM_BLOCKS):
             is_moving, before = block % 2 == 1, store.stats().num_loads
-            with _loading(store, others if is_moving else ()):
+            with meanwhile(lambda: store.load(next(turns))) if is_moving else nullcontext():
                 for number in range(-(-rounds // NUM_BLOCKS)):
                     if is_over():
                         break
@@ -71,20 +72,18 @@ def _narrow(base: BaseModel, folders: Sequence[AdapterFolder], from_host: bool) 
 
 
 @contextmanager
-def _loading(store: Store, folders: Sequence[AdapterFolder]) -> Iterator[None]:
-    """Meanwhile another thread loads one adapter after the other; none: nobody does."""
+def meanwhile(step: Callable[[], object]) -> Iterator[None]:
+    """Another thread takes one step after the other until this is left; what it raises is raised here."""
     is_enough = threading.Event()
 
-    def load() -> None:
-        for folder in cycle(folders):
-            if is_enough.is_set():
-                return
-            store.load(folder)
+    def run() -> None:
+        while not is_enough.is_set():
+            step()
 
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load)
+        running = pool.submit(run)
         try:
             yield
         finally:
             is_enough.set()
-        loading.result()
+        running.result()

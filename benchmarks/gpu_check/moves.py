@@ -7,9 +7,7 @@ import os
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch
 from benchmarks.gpu_check.adapters import METHODS, filling, known_methods, make_sets
 from benchmarks.gpu_check.recorded import ON_CARD, Pair, Passes, compare
 from benchmarks.gpu_check.report import IsOver, Report
+from benchmarks.loading import meanwhile
 from server.adapter_folder import AdapterFolder
 from server.device_memory import CardMemory, memory_of
 from server.loaded_adapter import LoadedAdapter
@@ -79,7 +78,13 @@ def check_moves(
                 found = pair.recorded.run(work)
             compare(report, "recorded passes of what moves", f"round {number}", work, found, expected)
 
-        with _moving(store, folders):
+        rng = random.Random(0)
+
+        def move() -> None:
+            with _acquired(store, [rng.choice(folders)]):  # others have to go for it
+                pass
+
+        with meanwhile(move):
             report.try_each("moves", range(num_rounds), min(FEWEST_ROUNDS, num_rounds), is_over, run)
         stats = store.stats()
     num_run, num_replayed = report.cases["moves"]["run"], pair.counted.num_replayed - before
@@ -135,25 +140,6 @@ def _acquired(store: Store, folders: Sequence[AdapterFolder]) -> Iterator[list[L
     finally:
         for adapter in adapters:
             store.release(adapter)
-
-
-@contextmanager
-def _moving(store: Store, folders: Sequence[AdapterFolder]) -> Iterator[None]:
-    """Another thread asks for one adapter after the other, for which others have to go."""
-    is_enough, rng = threading.Event(), random.Random(0)
-
-    def move() -> None:
-        while not is_enough.is_set():
-            with _acquired(store, [rng.choice(folders)]):
-                pass
-
-    with ThreadPoolExecutor(1) as pool:
-        moving = pool.submit(move)
-        try:
-            yield
-        finally:
-            is_enough.set()
-        moving.result()
 
 
 def _is_expandable(device: torch.device) -> bool:
