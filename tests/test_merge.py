@@ -126,6 +126,19 @@ def test_an_output_in_the_way_is_kept_unless_told(base_folders: dict[str, Path],
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 
+def test_rows_are_compared_on_under_whatever_name_their_columns_have(
+    base_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign(tmp_path / "adapter", base_folders["bert"], "bert", "lora-all")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("said,kind\nwho is it,LABEL_0\nwhere is it,LABEL_1\n", encoding="utf-8")
+    asked = (tmp_path / "adapter", "--data", rows, "--label-column", "kind", "--output", tmp_path / "merged")
+    assert merge(*asked) == 1
+    assert "--text-column" in capsys.readouterr().err
+    assert merge(*asked, "--text-column", "said") == 0
+    assert "of 2 texts" in capsys.readouterr().out
+
+
 def test_probes_are_the_same_each_time_and_leave_an_id_for_padding(
     base_folders: dict[str, Path], tmp_path: Path
 ) -> None:

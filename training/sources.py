@@ -205,19 +205,27 @@ def _choose(names: Sequence[str], columns: Columns, usual: Sequence[str], source
     if twice is not None:
         raise DataError(f"column `{twice}` is asked for twice; texts, second texts and labels have one each")
     free = [name for name in names if name not in asked]
-    text = _column(columns.text, TEXT_COLUMNS, names, free, source)
-    label = _column(columns.label, usual, names, free, source)
+    text = _column("text", columns.text, TEXT_COLUMNS, names, free, source)
+    label = _column("label", columns.label, usual, names, free, source)
     has_pair = columns.text_pair is not None or not set(PAIR_COLUMNS).isdisjoint(free)
-    pair = _column(columns.text_pair, PAIR_COLUMNS, names, free, source) if has_pair else None
+    pair = _column("text_pair", columns.text_pair, PAIR_COLUMNS, names, free, source) if has_pair else None
     return _Chosen(text, pair, label)
 
 
-def _column(wanted: str | None, usual: Sequence[str], names: Sequence[str], free: Sequence[str], source: str) -> str:
-    """The column that is wanted, else the first usual one that is free. Raises DataError where there is none."""
+def _column(
+    kind: str, wanted: str | None, usual: Sequence[str], names: Sequence[str], free: Sequence[str], source: str
+) -> str:
+    """The column that is wanted, else the first usual one that is free. Raises DataError where there is none.
+
+    kind: as its flag and a plan call it.
+    """
     if wanted is None:
         found = next((name for name in usual if name in free), None)
         if found is None:
-            raise DataError(f"`{source}` has the columns {', '.join(map(str, names))}; name the right one with a flag")
+            raise DataError(
+                f"`{source}` has the columns {', '.join(map(str, names))}; say which is the {kind}: "
+                f"`--{kind}-column`, or `{kind}` in a plan"
+            )
         return found
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=1)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.manifest import PROBLEM_TYPES
+from training.verbs.run import add_column_flags, columns_of
 
 if TYPE_CHECKING:
+    from training.adapter_reader import Told
     from training.measurement import Report
 
 HELP = "measure an adapter on a data set"
@@ -37,30 +39,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="which rows; left out, all of a file, and the test rows of a folder or hub set. Where none are given, "
         "test takes those that `run` cuts off",
     )
-    parser.add_argument("--base", help="folder or hub id of the base model, where the adapter's own record does not do")
+    add_told_flags(parser)
     parser.add_argument("--output", type=Path, help="folder to write report, answers and pictures to")
     parser.add_argument("--overwrite", action="store_true", help="replace an output folder that exists")
-    parser.add_argument("--text-column", help="column of the texts")
-    parser.add_argument("--pair-column", help="column of the second texts, for pairs")
-    parser.add_argument("--label-column", help="column of the labels, or of the numbers")
-    parser.add_argument("--labels", nargs="+", help="names of the labels in the head's order, without adapter.json")
-    parser.add_argument("--problem-type", choices=PROBLEM_TYPES, help="what a label is, without adapter.json")
+    add_column_flags(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def add_told_flags(parser: argparse.ArgumentParser) -> None:
+    """What an adapter's folder may not say by itself."""
+    parser.add_argument("--base", help="folder or hub id of the base model, where the adapter's own record does not do")
+    parser.add_argument("--labels", nargs="+", help="names of the labels in the head's order, without adapter.json")
+    parser.add_argument("--problem-type", choices=PROBLEM_TYPES, help="what a label is, without adapter.json")
+
+
+def told(flags: argparse.Namespace) -> Told:
+    """What the flags of `add_told_flags` say."""
+    from training.adapter_reader import Told
+
+    return Told(flags.base, flags.labels, flags.problem_type)
+
+
 def run(flags: argparse.Namespace) -> int:
     from training import adapter_reader, measurement, whole_folder
-    from training.adapter_reader import Told
     from training.data import load_split
     from training.prediction import encode, logits_of
-    from training.sources import Columns
 
     if flags.output is not None:
         whole_folder.check_free(flags.output, flags.overwrite)
-    adapter = adapter_reader.read(flags.adapter, Told(flags.base, flags.labels, flags.problem_type))
-    columns = Columns(flags.text_column, flags.pair_column, flags.label_column)
-    data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns)
+    adapter = adapter_reader.read(flags.adapter, told(flags))
+    data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns_of(flags))
     measurement.check_labels(rows, adapter.manifest, data)
     logits = logits_of(adapter.model, adapter.family, encode(adapter, rows), not flags.quiet)
     measured = measurement.measure(adapter, data, rows, logits)

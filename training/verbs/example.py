@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.errors import RecipeError
-from training.verbs.run import add_column_flags, add_memory_flags, memory_settings
+from training.verbs.run import add_column_flags, add_memory_flags, columns_of, memory_settings
 
 if TYPE_CHECKING:
     from training.grid_plan import GridPlan
@@ -53,11 +53,9 @@ def run(flags: argparse.Namespace) -> int:
     from training.example import TABLE, Example, run_example
     from training.example_table import markdown, next_commands, record
     from training.grid_plan import Cell
-    from training.sources import Columns
 
     plan = _plan(flags)
-    columns = Columns(flags.text_column, flags.pair_column, flags.label_column)
-    asked = Example(plan, flags.data, flags.output, columns, flags.overwrite)
+    asked = Example(plan, flags.data, flags.output, columns_of(flags), flags.overwrite)
     num_runs = len(plan.candidates) * len(plan.final_seeds)
     with tqdm(total=num_runs, unit="run", disable=flags.quiet) as bar:
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from server.errors import RecipeError
+from training.verbs.evaluate import add_told_flags, told
+from training.verbs.run import add_column_flags, columns_of
 
 HELP = "fold an adapter into its base model"
 DESCRIPTION = (
@@ -21,10 +23,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """What a merge can be told."""
     parser.add_argument("adapter", type=Path, help="folder of the adapter, ours or plain PEFT's")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--base", help="folder or hub id of the base model, where the adapter's own record does not do")
+    add_told_flags(parser)
     parser.add_argument(
         "--data", help="compare on the first 256 of these rows (as `evaluate` takes them), not on tokens at random"
     )
+    add_column_flags(parser)
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -39,16 +42,15 @@ def run(flags: argparse.Namespace) -> int:
     if not flags.tolerance > 0:
         raise RecipeError(f"--tolerance is {flags.tolerance:g}, it must be more than 0")
     from training import adapter_reader, merging, whole_folder
-    from training.adapter_reader import Told
     from training.data import load_split
     from training.prediction import encode
 
     whole_folder.check_free(flags.output, flags.overwrite)
-    adapter = adapter_reader.read(flags.adapter, Told(flags.base))
+    adapter = adapter_reader.read(flags.adapter, told(flags))
     if flags.data is None:
         texts = merging.probes(adapter)
     else:
-        _, rows = load_split(flags.data, None, adapter.manifest.problem_type)
+        _, rows = load_split(flags.data, None, adapter.manifest.problem_type, columns_of(flags))
         texts = encode(adapter, rows[:MAX_ROWS])
     parity = merging.merge(adapter, texts, flags.output, flags.tolerance, not flags.quiet)
     print(

@@ -13,6 +13,7 @@ from server.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
     from training.run import Outcome
+    from training.sources import Columns
 
 HELP = "train one adapter and write its folder"
 DESCRIPTION = "Train one adapter."
@@ -85,6 +86,13 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", help="column of the labels, or of the numbers")
 
 
+def columns_of(flags: argparse.Namespace) -> Columns:
+    """What the flags of `add_column_flags` say."""
+    from training.sources import Columns
+
+    return Columns(flags.text_column, flags.pair_column, flags.label_column)
+
+
 def memory_settings(flags: argparse.Namespace) -> dict[str, object]:
     """The fields of a recipe that the flags of `add_memory_flags` set."""
     found: dict[str, object] = {}
@@ -101,7 +109,6 @@ def run(flags: argparse.Namespace) -> int:
     from training import trackers
     from training.recipe import Recipe, read_recipe
     from training.run import Run, train
-    from training.sources import Columns
 
     recipe = read_recipe(flags.recipe) if flags.recipe else Recipe()
     with trackers.reporting(flags.report_to, flags.output, flags.work_dir):
@@ -114,7 +121,7 @@ def run(flags: argparse.Namespace) -> int:
                 seed=flags.seed,
                 train_rows=flags.train_rows,
                 recipe=recipe.model_copy(update=memory_settings(flags)),
-                columns=Columns(flags.text_column, flags.pair_column, flags.label_column),
+                columns=columns_of(flags),
                 problem_type=flags.problem_type,
                 work=flags.work_dir,
                 report_to=flags.report_to,
