@@ -21,7 +21,7 @@ from server.families import family_of
 from server.methods import methods
 from tests import measured
 from tests.corpora import write_corpus
-from training import command
+from training import command, grid
 from training.baselines import FullFineTuning
 from training.cell import run_cell
 from training.data import load
@@ -77,6 +77,9 @@ class Here:
         except AdaptermuxError as error:
             future.set_exception(error)
         return future
+
+    def has_given_up(self, error: BaseException) -> bool:
+        return False
 
     def restart(self) -> None: ...
 
@@ -450,10 +453,30 @@ def test_a_cell_whose_process_dies_again_and_again_is_given_up(plan: GridPlan, d
             return future
 
     outcome = run_grid(plan, data_root, tmp_path / "quality.jsonl", Dying(), "by hand")
-    assert {(cell.method, reason) for cell, reason in outcome.failures} == {
-        ("full", "its process died again and again; is there enough memory?")
-    }
+    assert {(cell.method, reason) for cell, reason in outcome.failures} == {("full", grid.DIED)}
     assert outcome.num_run == NUM_CELLS - 4
+
+
+def test_a_cell_that_its_workers_have_given_up_is_told_and_the_others_go_on(
+    plan: GridPlan, data_root: Path, tmp_path: Path
+) -> None:
+    class Crash(Exception): ...
+
+    class GivingUp(Here):
+        def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
+            if cell.method != "full":
+                return super().submit(cell, command)
+            future: Future[TrainedRow] = Future()
+            future.set_exception(Crash("three times"))
+            return future
+
+        def has_given_up(self, error: BaseException) -> bool:
+            return isinstance(error, Crash)
+
+    workers = GivingUp()
+    outcome = run_grid(plan, data_root, tmp_path / "quality.jsonl", workers, "by hand")
+    assert {(cell.method, reason) for cell, reason in outcome.failures} == {("full", grid.DIED)}
+    assert outcome.num_run == len(workers.cells) == NUM_CELLS - 4
 
 
 def test_a_baseline_that_cannot_be_fitted_is_a_failure_and_a_bug_loses_nothing_that_is_finished(
@@ -514,12 +537,20 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_figures(
         cluster.add_node(num_cpus=1)
         workers = Ray(cluster.address)
         assert workers.width == 2
+        error = workers._ray.remote(num_cpus=1, max_retries=1)(_die).remote().future().exception(timeout=300)
+        assert error is not None
+        assert workers.has_given_up(error)
+        assert not workers.has_given_up(MemoryError())
         results = tmp_path / "quality.jsonl"
         outcome = run_grid(plan, data_root, results, workers, "by hand")
         assert (outcome.num_run, outcome.failures) == (NUM_CELLS, [])
         assert figures(results) == figures(whole)
     finally:
         cluster.shutdown()
+
+
+def _die() -> None:
+    os._exit(1)
 
 
 def wait_for(is_so: object, seconds: float = 120) -> None:

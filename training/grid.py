@@ -12,10 +12,9 @@ from pathlib import Path
 from decision.rows import RowsError, TrainedRow, Writer, read_trained
 from server.errors import AdaptermuxError, DataError
 from training.grid_plan import Cell, GridPlan, Group, groups
-from training.workers import Workers
+from training.workers import MAX_ATTEMPTS, Workers
 
-MAX_ATTEMPTS = 3
-"""At a cell whose process died; one that is run beside it dies with it."""
+DIED = "its process died again and again; is there enough memory?"
 
 
 @dataclass(slots=True)
@@ -153,6 +152,8 @@ class _Run:
                     broken.append((group, cell))
                 elif isinstance(error, AdaptermuxError):
                     self.outcome.failures.append((cell, str(error)))
+                elif self._workers.has_given_up(error):
+                    self.outcome.failures.append((cell, DIED))
                 else:
                     bugs.append(error)  # raised when what is finished has been kept
                 continue
@@ -187,4 +188,4 @@ class _Run:
             if self._attempts[cell.key] < MAX_ATTEMPTS:
                 self._waiting.appendleft((group, cell))
             else:
-                self.outcome.failures.append((cell, "its process died again and again; is there enough memory?"))
+                self.outcome.failures.append((cell, DIED))

@@ -16,6 +16,8 @@ from decision.rows import TrainedRow
 from server.errors import RecipeError
 from training.grid_plan import Cell
 
+MAX_ATTEMPTS = 3
+"""At a cell whose process died; one that is run beside it dies with it."""
 CELLS_PER_PROCESS = 20
 """A process that trains many models in turn grows (docs/log.md)."""
 
@@ -26,7 +28,10 @@ class Workers(Protocol):
     width: int
 
     def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
-        """Run a cell somewhere. The future raises `BrokenExecutor` where its process died."""
+        """Run a cell somewhere. The future raises `BrokenExecutor` where its process died and it may be tried again."""
+
+    def has_given_up(self, error: BaseException) -> bool:
+        """Whether a future's error says that a cell's process died each time that it was tried."""
 
     def restart(self) -> None:
         """Begin anew after a process died."""
@@ -53,6 +58,9 @@ class Processes:
         """Run a cell in a process that runs nothing else, so that memory and time are its own; write its adapter."""
         assert self.width == self._cells_per_process == 1, "a process takes other cells too; this is a bug"
         return self._pool.submit(run, cell, command, True, folder)
+
+    def has_given_up(self, error: BaseException) -> bool:
+        return False  # how often a cell is tried is up to the caller
 
     def restart(self) -> None:
         self.abort()
@@ -90,11 +98,17 @@ class Ray:
             raise RecipeError(f"no Ray cluster answers at `{address}`: {error}") from error
         self._ray = ray
         self.width = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-        self._run = ray.remote(num_cpus=1, max_retries=2)(run_alone)
+        self._run = ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS - 1)(run_alone)
 
     def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
         future: Future[TrainedRow] = self._run.remote(cell, command).future()
         return future
+
+    def has_given_up(self, error: BaseException) -> bool:
+        """After its own retries; what ran beside the cell goes on."""
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+        return isinstance(error, (WorkerCrashedError, OutOfMemoryError, NodeDiedError))
 
     def restart(self) -> None:
         """Ray starts its workers anew by itself."""
