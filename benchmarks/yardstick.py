@@ -16,8 +16,8 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.coverage import LEVEL, RESAMPLES, SD_ITEM, SPREADS, margin_in_log_odds
-from decision.bootstrap import Interval, crossed_interval, resample_items
+from benchmarks.coverage import LEVEL, SD_ITEM, SPREADS, margin_in_log_odds
+from decision.bootstrap import Interval, crossed_difference
 from decision.comparison import non_inferiority, shown_better
 
 EQUAL, WORSE = 8, 4
@@ -28,7 +28,7 @@ LEAD = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=200, help="simulated cells each (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1000, help="simulated cells each (%(default)s)")
     parser.add_argument("--items", type=int, default=1000, help="test texts (%(default)s)")
     flags = parser.parse_args()
     print("| seeds differ | one is better | judged by | equal ones let on | worse ones let on | reference replaced |")
@@ -61,17 +61,15 @@ def simulate(
 def judged(hits: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
     """Rule -> shares of equal and of worse candidates on the shortlist (judges left out), and whether the first
     candidate, the reference, was replaced. hits [candidates, seeds, items]"""
-    num_candidates, num_seeds, num_items = hits.shape
-    drawn = resample_items(hits.reshape(-1, num_items), RESAMPLES).reshape(num_candidates, num_seeds, -1)
-    means = hits.mean(axis=2)  # [candidates, seeds]
+    num_candidates = len(hits)
 
     def difference(one: int, other: int) -> Interval:
-        return crossed_interval(drawn[one] - drawn[other], means[one] - means[other])
+        return crossed_difference(hits[one], hits[other])
 
     leads = [difference(index, 0) for index in range(1, num_candidates)]
     better = [index for index, is_better in enumerate(shown_better(leads), 1) if is_better]
     yardsticks = {
-        "the best": int(means.mean(axis=1).argmax()),
+        "the best": int(hits.mean(axis=(1, 2)).argmax()),
         "the reference": 0,
         "the rule": max(better, key=lambda index: leads[index - 1].value, default=0),
     }

@@ -1,21 +1,22 @@
-"""How sure a mean is: bootstrap intervals over everything that was drawn, seeds as well as test texts.
+"""How sure a mean is: intervals over everything that was drawn, seeds as well as test texts.
 
-Every function draws from its own generator with a fixed seed: the same numbers come out each time, and what is drawn
-with the same seed is drawn alike for every candidate, so that differences stay paired.
+The crossed bootstrap of a mean has a variance that can be written down, so nothing is drawn for it: the same runs give
+the same interval everywhere, and at once. What is drawn after all comes from a generator with a fixed seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import hypot, sqrt
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-BLOCK_CELLS = 4_000_000
-"""Counts that are held at once: resamples of a block x items."""
+QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 Floats = NDArray[np.float64]
 
@@ -29,56 +30,50 @@ class Interval:
     high: float
 
 
-def crossed_mean(hits: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def crossed_mean(hits: NDArray[np.bool_]) -> Interval:
     """Mean accuracy of runs over seeds and the test texts, with an interval that covers other seeds and other texts.
 
-    hits [seeds, items]. Seeds and items are drawn independently, with replacement; of n seeds, n - 1 are drawn, so that
-    few seeds that differ much do not look surer than they are. A little too wide where seed and item interact. With one
-    seed only the items are drawn.
-    Sources: Owen 2007, "The pigeonhole bootstrap"; Rao and Wu 1988, "Resampling Inference With Complex Survey Data".
+    hits [seeds, items]; as `crossed_interval`, and never beyond 0 and 1.
     """
-    return crossed_interval(resample_items(hits, resamples, seed), hits.mean(axis=1), seed)
+    found = crossed_interval(hits.astype(np.float64))
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
-def crossed_difference(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def crossed_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Interval:
     """Mean accuracy of the first less that of the second, paired.
 
     first, second [seeds, items]: row and column stand for the same seed and the same text in both. Raises ValueError.
     """
     if first.shape != second.shape:
         raise ValueError(f"the two have shapes {first.shape} and {second.shape}; a pair has the same seeds and items")
-    both = resample_items(np.concatenate((first, second)), resamples, seed)
-    drawn = both[: len(first)] - both[len(first) :]
-    return crossed_interval(drawn, first.mean(axis=1) - second.mean(axis=1), seed)
+    return crossed_interval(first.astype(np.float64) - second.astype(np.float64))
 
 
-def resample_items(hits: NDArray[np.bool_], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Each row's mean over items that are drawn with replacement, the same draws for every row.
+def crossed_interval(values: Floats) -> Interval:
+    """Mean of values [seeds, items], and its interval by the normal curve with the crossed bootstrap's variance.
 
-    hits [rows, items] -> [rows, resamples]. This is the expensive half: one call does all runs on the same test.
+    That bootstrap draws seeds and items independently, with replacement; of n seeds it draws n - 1, so that few seeds
+    that differ much do not look surer than they are. Over all draws there could be, its mean varies by
+    a / (n - 1) + b / m + c / ((n - 1) m), where a, b and c are the variances of the seeds' means, of the items' means,
+    and of what is left of the values without both. A little too wide where seed and item interact. With one seed only
+    the items count.
+    Sources: Owen 2007, "The pigeonhole bootstrap"; Rao and Wu 1988, "Resampling Inference With Complex Survey Data".
     """
-    num_items = hits.shape[1]
-    generator = np.random.default_rng([seed, 0])
-    values = hits.astype(np.float32)  # sums of counts are whole numbers below 2**24: exact
-    block = max(1, BLOCK_CELLS // num_items)
-    means: Floats = np.empty((len(hits), resamples))
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        picks = generator.integers(0, num_items, (size, num_items), dtype=np.int32)
-        places = picks + num_items * np.arange(size, dtype=np.int32)[:, None]
-        counts = np.bincount(places.ravel(), minlength=size * num_items).astype(np.float32)
-        means[:, start : start + size] = values @ counts.reshape(size, num_items).T  # [rows, size]
-    means /= num_items
-    return means
+    num_seeds, num_items = values.shape
+    of_seeds, of_items = values.mean(axis=1), values.mean(axis=0)
+    mean = float(of_seeds.mean())
+    rest = values - of_seeds[:, None] - of_items[None, :] + mean
+    drawn = max(1, num_seeds - 1)
+    variance = of_seeds.var() / drawn + of_items.var() / num_items + (rest**2).mean() / (drawn * num_items)
+    half = QUANTILE * sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
 
 
-def crossed_interval(drawn: Floats, by_seed: Floats, seed: int = 0) -> Interval:
-    """Draw seeds too. drawn [seeds, resamples]: what `resample_items` gave; by_seed [seeds]: the value of each seed."""
-    num_seeds, resamples = drawn.shape
-    counts = _seed_counts(num_seeds, resamples, np.random.default_rng([seed, 1]))
-    return percentile_interval(float(by_seed.mean()), (counts * drawn.T).sum(axis=1) / counts[0].sum())
+def mean_of(parts: Sequence[Interval]) -> Interval:
+    """The mean of values that know nothing of each other, such as of several tasks, each with a normal curve."""
+    value = sum(part.value for part in parts) / len(parts)
+    half = hypot(*(part.value - part.low for part in parts)) / len(parts)
+    return Interval(value, value - half, value + half)
 
 
 def interquartile_mean(scores: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -109,9 +104,9 @@ def probability_of_improvement(
 
 
 def resample_within(tasks: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> list[Floats]:
-    """Draw seeds within every task. tasks: for each [seeds] -> for each [resamples, seeds]."""
+    """Draw seeds within every task, of n of them n - 1. tasks: for each [seeds] -> for each [resamples, seeds]."""
     generator = np.random.default_rng([seed, 2])
-    return [task[generator.integers(0, len(task), (resamples, len(task)))] for task in tasks]
+    return [task[generator.integers(0, len(task), (resamples, max(1, len(task) - 1)))] for task in tasks]
 
 
 def percentile_interval(value: float, drawn: Floats) -> Interval:
@@ -119,8 +114,3 @@ def percentile_interval(value: float, drawn: Floats) -> Interval:
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(drawn, (tail, 100 - tail))
     return Interval(value, float(low), float(high))
-
-
-def _seed_counts(num_seeds: int, resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """How often each seed was drawn, of n of them n - 1 at a time. [resamples, seeds]"""
-    return generator.multinomial(max(1, num_seeds - 1), np.full(num_seeds, 1 / num_seeds), size=resamples)

@@ -90,7 +90,7 @@ def conclude_measured(
         missing.append(
             Gap(
                 f"whether {named} {'loses' if len(undecided) == 1 else 'lose'} more than {POINTS} to `{yardstick}`: "
-                "more seeds would tell",
+                "more `final_seeds` in the plan would tell",
                 evidence.about.quality_command,
             )
         )

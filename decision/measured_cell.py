@@ -1,4 +1,4 @@
-"""One cell of evidence, a task with a number of training rows: all its runs, and what was drawn of their test texts."""
+"""One cell of evidence, a task with a number of training rows: all its runs side by side."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decision.bootstrap import RESAMPLES, Interval, crossed_interval, resample_items
+from decision.bootstrap import Interval, crossed_difference, crossed_mean
 from decision.rows import QualityRow, RowsError
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCell:
-    """hits [runs, items]: whether each test text was answered rightly; drawn [runs, resamples]: means over items that
-    were drawn, the same for every run, so that differences stay paired."""
+    """hits [runs, items]: whether each test text was answered rightly."""
 
     runs: tuple[QualityRow, ...]
     hits: NDArray[np.bool_]
-    drawn: NDArray[np.float64]
 
     def places(self, candidate: str) -> dict[int, int]:
         """Where the runs of a candidate are, by seed, in order."""
@@ -34,18 +32,15 @@ class MeasuredCell:
     def accuracy(self, candidate: str) -> Interval:
         """Mean over its seeds, with an interval over other seeds and other texts."""
         chosen = list(self.places(candidate).values())
-        return crossed_interval(self.drawn[chosen], self.hits[chosen].mean(axis=1))
+        return crossed_mean(self.hits[chosen])
 
     def difference(self, first: str, second: str) -> Interval | None:
         """Accuracy of the first less that of the second, paired; None where they share no seed."""
         a, b = self.pairs(first, second)
-        if not a:
-            return None
-        by_seed = (self.hits[a].sum(axis=1) - self.hits[b].sum(axis=1)) / self.hits.shape[1]
-        return crossed_interval(self.drawn[a] - self.drawn[b], by_seed)
+        return crossed_difference(self.hits[a], self.hits[b]) if a else None
 
 
-def measure(runs: Sequence[QualityRow], resamples: int = RESAMPLES) -> MeasuredCell:
+def measure(runs: Sequence[QualityRow]) -> MeasuredCell:
     """Put the runs of one cell side by side. Raises RowsError where they saw different data or tests."""
     first = runs[0]
     for seed in sorted({run.seed for run in runs}):
@@ -60,5 +55,4 @@ def measure(runs: Sequence[QualityRow], resamples: int = RESAMPLES) -> MeasuredC
             "(`truth_sha256` differs), so they cannot be compared; leave out the file of one of them"
         )
     ordered = tuple(sorted(runs, key=lambda run: (run.candidate, run.seed)))
-    hits = np.stack([run.predictions.right() for run in ordered])  # [runs, items]
-    return MeasuredCell(ordered, hits, resample_items(hits, resamples))
+    return MeasuredCell(ordered, np.stack([run.predictions.right() for run in ordered]))

@@ -1,7 +1,7 @@
 """How well each candidate does on a task with any number of training rows, and which do well enough.
 
-Candidates are judged against one that was named before anything was measured, the reference. The best of thirteen would
-be no fair judge: it is in part the luckiest, and what it owes to luck the others would be blamed for (`docs/log.md`).
+Candidates are judged against one that is named, not found, the reference. The best of thirteen would be no fair judge:
+it is in part the luckiest, and what it owes to luck the others would be blamed for (`docs/log.md`).
 Where some are shown to be better than the reference, the best of these takes its place: the yardstick.
 """
 
@@ -19,9 +19,6 @@ from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, non_inferi
 from decision.measured_cell import MeasuredCell, measure
 from decision.method_facts import facts_of
 from decision.rows import FULL, QualityRow
-
-RESAMPLES = 2_000
-"""Fewer than a report takes: a decision is asked for while somebody waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +81,9 @@ class TaskQuality:
     reference: the candidate that the others are judged against; None takes the best of each size, and its luck.
     """
 
-    def __init__(
-        self, task: str, runs: Sequence[QualityRow], resamples: int = RESAMPLES, reference: str | None = None
-    ) -> None:
+    def __init__(self, task: str, runs: Sequence[QualityRow], reference: str | None = None) -> None:
         self.task = task
         self.reference = reference
-        self._resamples = resamples
         self._runs = {
             size: [run for run in runs if run.train_rows == size] for size in {run.train_rows for run in runs}
         }
@@ -274,7 +268,7 @@ class TaskQuality:
 
     def _cell(self, size: int) -> MeasuredCell:
         if size not in self._cells:
-            self._cells[size] = measure(self._runs[size], self._resamples)
+            self._cells[size] = measure(self._runs[size])
         return self._cells[size]
 
     def _expected(self, name: str, size: int) -> Interval:

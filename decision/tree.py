@@ -18,7 +18,7 @@ from decision.errors import QuestionError
 from decision.evidence import Evidence
 from decision.literature import chapters, task_types
 from decision.method_facts import facts_of
-from decision.quality import RESAMPLES, Stretch, TaskQuality
+from decision.quality import Stretch, TaskQuality
 from decision.question import Question
 from decision.serving import Serving
 
@@ -83,12 +83,12 @@ Node = Branch | Shortlist | Published | Unmeasured
 class Tree:
     """Built from evidence; answers every question. prices only weigh what is at its ends."""
 
-    def __init__(self, evidence: Evidence, prices: Prices, resamples: int = RESAMPLES) -> None:
+    def __init__(self, evidence: Evidence, prices: Prices) -> None:
         self.evidence, self.prices = evidence, prices
         self.qualities: Mapping[str, TaskQuality] = {}
         for task_type, task in evidence.task_types().items():
             quality = TaskQuality(
-                task, [run for run in evidence.qualities if run.task == task], resamples, evidence.about.reference
+                task, [run for run in evidence.qualities if run.task == task], evidence.about.reference
             )
             if quality.sizes:
                 self.qualities = {**self.qualities, task_type: quality}

@@ -6,16 +6,17 @@ from functools import cache
 
 from decision import evidence
 from decision.cost import Prices
-from decision.quality import RESAMPLES
 from decision.rows import QualityRow, read_trained
 from decision.tree import Tree
 from training.grid_plan import GridPlan, read_plan
-from training.summary import Cell, Standing, summarise
+from training.summary import Cell, Standing, Summary, summarise
 from training.verbs.example import ROOT
 
 FOLDER = evidence.FOLDER
-QUALITY, EXAMPLE = "quality.jsonl", "example.jsonl"
-PLAN = ROOT / "plans" / "cpu.toml"
+QUALITY, SWEEP, EXAMPLE = "quality.jsonl", "lora.jsonl", "example.jsonl"
+PLAN, SWEEP_PLAN = ROOT / "plans" / "cpu.toml", ROOT / "plans" / "lora.toml"
+SWEEP_REFERENCE = "qv-8"
+"""LoRA as it usually comes: the others of the sweep are compared with it."""
 
 
 @cache
@@ -37,16 +38,32 @@ def reference() -> str:
 
 
 @cache
+def summary() -> Summary:
+    """Of the comparison, against the reference; drawn as often as for the tree, so both agree."""
+    return summarise(read_trained(FOLDER / QUALITY), reference())
+
+
+@cache
 def cells() -> tuple[Cell, ...]:
-    """Every task with every number of rows, against the reference; drawn as often as for the tree, so both agree."""
-    found = summarise(read_trained(FOLDER / QUALITY), reference(), RESAMPLES).cells
+    """Every task with every number of rows."""
     order = list(tree().evidence.task_types().values())
-    return tuple(sorted(found, key=lambda cell: (order.index(cell.task), cell.train_rows)))
+    return tuple(sorted(summary().cells, key=lambda cell: (order.index(cell.task), cell.train_rows)))
 
 
 @cache
 def runs() -> tuple[QualityRow, ...]:
     return tree().evidence.qualities
+
+
+@cache
+def sweep_cells() -> tuple[Cell, ...]:
+    """Of LoRA's settings: each task, against `SWEEP_REFERENCE`."""
+    return summarise(read_trained(FOLDER / SWEEP), SWEEP_REFERENCE).cells
+
+
+@cache
+def sweep_runs() -> tuple[QualityRow, ...]:
+    return tuple(row for row in read_trained(FOLDER / SWEEP) if isinstance(row, QualityRow))
 
 
 @cache

@@ -7,13 +7,13 @@ from statistics import fmean
 
 import numpy as np
 
-from decision.bootstrap import crossed_difference, crossed_mean
+from decision.bootstrap import Interval, crossed_difference, crossed_mean
 from decision.comparison import MARGIN, non_inferiority
 from decision.outline import basis
-from decision.quality import RESAMPLES, TaskQuality
+from decision.quality import TaskQuality
 from decision.rows import FULL, MAJORITY, WORDS, QualityRow
 from docs import evidence
-from docs.tables import KIB, MIB, NOTHING, difference, listed, percent, quoted, table
+from docs.tables import KIB, MIB, NOTHING, difference, listed, percent, plain_table, points, quoted, table
 from training.grid_plan import read_plan
 from training.summary import Cell, Standing
 from training.verbs import example
@@ -147,6 +147,32 @@ def accuracies_table() -> str:
     return table(head, rows, "l" + "r" * len(cells), caption, "accuracies")
 
 
+def across_table() -> str:
+    """All tasks together: what each candidate has more than the reference, and how often it beats it."""
+    found = [across for across in evidence.summary().across if across.reference is not None]
+    rows = []
+    for candidate in evidence.plan().candidates:
+        row = [f"`{candidate.name}`"]
+        for across in found:
+            one = next((one for one in across.overalls if one.candidate == candidate.name), None)
+            if one is None or one.mean_difference is None or one.difference is None or one.probability is None:
+                row += [NOTHING] * 3
+            else:
+                beats = f"{100 * one.probability.value:.0f}"
+                row += [marked(one.mean_difference), points(one.difference.value), beats]
+        if set(row[1:]) != {NOTHING}:
+            rows.append(row)
+    columns = [text for one in found for text in (f"{one.train_rows:,} rows: mean", "IQM", "beats, %")]
+    tasks = list(dict.fromkeys(task for across in found for task in across.tasks))
+    note = (
+        f"Points of accuracy more than `{evidence.reference()}` on {listed(tasks)} together: the mean over the tasks "
+        f"with its 95 % interval over seeds and test texts (**bold**: not worse by more than {POINT}; *italic*: worse; "
+        "else undecided), the mean of the middle half of all paired differences (interquartile mean, which leaves "
+        "failures out; Agarwal et al. 2021), and the share of paired runs that do better, ties counted half."
+    )
+    return f"{plain_table(('candidate', *columns), rows, 'l' + 'r' * len(columns))}\n{note}\n"
+
+
 def details_table() -> str:
     """One cell with all that its rows say: of the first task, with the most rows."""
     cell = _detailed()
@@ -202,7 +228,7 @@ def example_table() -> str:
         shown.append(
             (
                 f"`{name}`",
-                percent(crossed_mean(hits[name], RESAMPLES)),
+                percent(crossed_mean(hits[name])),
                 f"{100 * fmean(run.test_macro_f1 for run in found):.1f}",
                 f"{found[0].num_adapter_parameters:,}",
                 f"{found[0].adapter_bytes / KIB:,.0f}",
@@ -215,7 +241,7 @@ def example_table() -> str:
     apart = []
     for name in others:
         if hits[name].shape == hits[first].shape:
-            less = crossed_difference(hits[name], hits[first], RESAMPLES)
+            less = crossed_difference(hits[name], hits[first])
             apart.append(f"`{name}` less `{first}`: {difference(less)} points, {non_inferiority(less)}")
     row = rows[0]
     seeds = sorted({run.seed for run in rows})
@@ -267,7 +293,10 @@ def parameters(name: str) -> int:
 
 
 def _judged(one: Standing | None) -> str:
-    if one is None or one.comparison is None:
-        return NOTHING
-    mark = {"not worse": "**", "worse": "*", "undecided": ""}[one.comparison.verdict]
-    return f"{mark}{difference(one.comparison.difference)}{mark}"
+    return NOTHING if one is None or one.comparison is None else marked(one.comparison.difference)
+
+
+def marked(found: Interval) -> str:
+    """A difference in points; bold if not worse by more than the margin, italic if worse."""
+    mark = {"not worse": "**", "worse": "*", "undecided": ""}[non_inferiority(found)]
+    return f"{mark}{difference(found)}{mark}"

@@ -15,7 +15,7 @@ from decision.listing import picture
 from decision.rows import BASELINES, MAJORITY
 from docs import evidence
 from docs.experiment import headlines
-from training.figures import BASELINE_STYLES, looks_of
+from training.figures import BASELINE_STYLES, accuracy_by_bytes, looks_of, svg
 from training.summary import Cell, Standing
 
 if TYPE_CHECKING:
@@ -51,6 +51,16 @@ STYLE: dict[RcKeyType, Any] = {
 
 def tree_figure() -> bytes:
     return picture(evidence.tree(), *TREE_IN)
+
+
+def sizes_figure() -> bytes:
+    """A panel a task and number of rows: accuracy over the bytes of an adapter, as `adaptermux-train report` has it."""
+    return svg(accuracy_by_bytes(evidence.cells()))
+
+
+def sweep_figure() -> bytes:
+    """The same of LoRA's settings."""
+    return svg(accuracy_by_bytes(evidence.sweep_cells()))
 
 
 def accuracy_figure() -> bytes:

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
-from docs.experiment_figures import accuracy_figure, differences_figure, tree_figure
+from docs.experiment_figures import accuracy_figure, differences_figure, sizes_figure, sweep_figure, tree_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,8 @@ FIGURES: dict[str, Callable[[], bytes]] = {
     "tree": tree_figure,
     "accuracy": accuracy_figure,
     "differences": differences_figure,
+    "sizes": sizes_figure,
+    "lora": sweep_figure,
 }
 """By file name, without ending, in `docs/figures`."""
 

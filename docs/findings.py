@@ -4,54 +4,68 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from statistics import fmean
 
 import numpy as np
 
 from decision.method_facts import facts_of
-from decision.rows import FULL, WORDS
+from decision.outcomes import COLLAPSE_MARGIN
+from decision.rows import FULL, PROBE
 from docs import evidence
 from docs.experiment import POINT, headlines, method_of, parameters, place_of, quality_of, shortlist
 from docs.tables import bullets, listed, points, quoted
+from training.summary import Cell, Standing
 
 
 def findings_part() -> str:
     """What the rows say, in sentences that follow from them."""
-    sentences = [*_on_headlines(), *_on_floors(), *_on_small(), *_on_full(), *_on_yardsticks()]
+    sentences = [*_on_headlines(), *_on_floors(), *_on_small(), *_on_full(), *_on_calibration(), *_on_yardsticks()]
     return bullets(sentences)
 
 
 def doubts_part() -> str:
     """What in the rows themselves limits what they show."""
     plan, cells = evidence.plan(), evidence.cells()
-    at_end = Counter(one.candidate for cell in cells for one in cell.standings if one.is_at_end)
+    ends = [end for cell in cells for one in cell.standings for end in _ends(cell, one)]
     tuned = sum(1 for cell in cells for one in cell.standings if one.tuned)
+    low, high = (Counter(name for name, is_high in ends if is_high == side) for side in (False, True))
     collapsed = [
         f"`{one.candidate}` on {cell.task} with {cell.train_rows:,} ({one.collapse_rate:.0%} of runs)"
         for cell in cells
         for one in cell.standings
-        if one.collapse_rate and one.method != WORDS
+        if one.collapse_rate
     ]
-    widths = [
-        one.comparison.difference.high - one.comparison.difference.low
-        for cell in cells for one in cell.standings
-        if one.comparison is not None and not facts_of(one.method).is_base_cost and facts_of(one.method).is_answer
-    ]  # fmt: skip
-    undecided = [
-        one.comparison.verdict
-        for cell in cells for one in cell.standings
-        if one.comparison is not None and facts_of(one.method).is_answer
-    ]  # fmt: skip
-    share = undecided.count("undecided") / max(1, len(undecided))
+    compared = [
+        one.comparison for cell in cells for one in cell.standings if one.comparison is not None and _is_adapter(one)
+    ]
+    widths = [one.difference.high - one.difference.low for one in compared]
+    verdicts = [one.verdict for one in compared]
+    share = verdicts.count("undecided") / max(1, len(verdicts))
     sentences = [
         f"**Power.** A difference between two adapters is known to ±{50 * float(np.median(widths)):.1f} points in the "
-        f"median (half of its interval), with {len(plan.final_seeds)} seeds. {share:.0%} of the comparisons end "
-        f"undecided at a margin of {POINT}.",
-        f"**Tuning.** {sum(at_end.values())} of {tuned} choices lie at the lowest or highest value that was tried, "
-        f"beyond which a better one may lie ({listed(f'`{name}` {count}' for name, count in at_end.most_common())}).",
-        "**Collapsed runs** (no better than the commonest label): "
+        f"median (half of its interval), with {len(plan.final_seeds)} seeds. {share:.0%} of these {len(verdicts)} "
+        f"comparisons end undecided at a margin of {POINT}; so would about half of those between equals known to "
+        f"±{POINT}.",
+        f"**Tuning.** Of {tuned} choices {low.total()} lie at the lowest value that was tried "
+        f"({listed(f'`{name}` {count}' for name, count in low.most_common())}) and {high.total()} at the highest "
+        f"({listed(f'`{name}` {count}' for name, count in high.most_common())}): beyond it a better one may lie.",
+        f"**Collapsed runs** (within {100 * COLLAPSE_MARGIN:g} point of the commonest label): "
         + (listed(collapsed) + "." if collapsed else "none."),
     ]
     return bullets(sentences)
+
+
+def _ends(cell: Cell, one: Standing) -> Iterator[tuple[str, bool]]:
+    """The candidate, and whether its choice is the highest value that was tried; nothing where it is neither end."""
+    if one.is_at_end:
+        tried = next(tuning.tried for tuning in cell.tunings if tuning.candidate == one.candidate)
+        yield one.candidate, one.tuned[-1] == tried[-1]
+
+
+def _is_adapter(one: Standing) -> bool:
+    """Acts within the base, which stays as it is."""
+    facts = facts_of(one.method)
+    return facts.is_answer and not facts.is_base_cost
 
 
 def _on_headlines() -> Iterator[str]:
@@ -85,6 +99,20 @@ def _on_floors() -> Iterator[str]:
         if any(name in shortlist(cell) for name in linear)
     }
     total = len(evidence.cells())
+    probe = {
+        place_of(cell): less
+        for cell in evidence.cells()
+        if (less := quality_of(cell).difference(evidence.reference(), PROBE, cell.train_rows)) is not None
+        and evidence.standing(cell, evidence.reference()) is not None
+    }
+    if probe:
+        close = [place for place, less in probe.items() if less.low <= 0]
+        values = [less.value for less in probe.values()]
+        yield (
+            f"**What an adapter brings.** `{evidence.reference()}` less `{PROBE}`, a linear model on the frozen base, "
+            f"runs from {points(min(values))} to {points(max(values))} points; its interval lies above zero in "
+            f"{len(probe) - len(close)} of {len(probe)} cells{f', not in {listed(close)}' if close else ''}."
+        )
     if not enough:
         yield f"**Linear models** ({quoted(linear)}) are shown to be good enough in none of {total} cells."
         return
@@ -106,7 +134,7 @@ def _on_small() -> Iterator[str]:
     cells = [cell for cell in evidence.cells() if evidence.standing(cell, smallest) is not None]
     on = [place_of(cell) for cell in cells if smallest in shortlist(cell)]
     yield (
-        f"**Small is often enough.** `{smallest}`, with {sizes[smallest]:,} parameters the smallest inside the base, "
+        f"**The smallest.** `{smallest}`, with {sizes[smallest]:,} parameters the smallest inside the base, "
         f"is on the shortlist in {len(on)} of {len(cells)} cells{f': {listed(on)}' if on else ''}."
     )
 
@@ -129,6 +157,25 @@ def _on_full() -> Iterator[str]:
         f"cells{f' ({listed(above)})' if above else ''} and below in "
         f"{len(below)}{f' ({listed(below)})' if below else ''}."
     )
+
+
+def _on_calibration() -> Iterator[str]:
+    """Of adapters, by number of rows."""
+    found: dict[int, list[Standing]] = {}
+    for cell in sorted(evidence.cells(), key=lambda cell: cell.train_rows):
+        for one in cell.standings:
+            if _is_adapter(one):
+                found.setdefault(cell.train_rows, []).append(one)
+    told = [
+        f"{100 * fmean(one.ece for one in ones):.1f} to {100 * fmean(one.ece_calibrated for one in ones):.1f} % with "
+        f"{size:,} rows"
+        for size, ones in found.items()
+    ]
+    if told:
+        yield (
+            "**Calibration.** The temperature that is fitted on validation rows takes the mean calibration error of "
+            f"adapters from {listed(told)}."
+        )
 
 
 def _on_yardsticks() -> Iterator[str]:

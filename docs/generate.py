@@ -28,6 +28,7 @@ from docs import (
     scaling,
     scaling_figures,
     service,
+    sweep,
 )
 from docs.replicas import replicas_part
 from docs.sizing import sizing_table
@@ -86,8 +87,12 @@ def refreshed(text: str) -> str:
         "coverage": experiment.coverage_part,
         "headline": experiment.headline_table,
         "accuracies": experiment.accuracies_table,
+        "across": experiment.across_table,
         "details": experiment.details_table,
         "example": experiment.example_table,
+        "sweep": sweep.basis_part,
+        "sweep_settings": sweep.settings_table,
+        "sweep_changes": sweep.changes_table,
         "findings": findings.findings_part,
         "doubts": findings.doubts_part,
         "serving": service.serving_table,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.live import compared
 from benchmarks.scaling.pace import Pace
+from docs.tables import plain_table
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NOTHING = "–"
@@ -48,11 +49,11 @@ def pace_table() -> str:
         ("an adapter", f"{measured['adapter_bytes'] / 2**10:,.0f} KiB"),
         ("seed; made by", f"{found['seed']}; `{found['command']}`, {found['created'][:10]}, commit {found['commit']}"),
     ]
-    return _table(("what", "value"), rows)
+    return plain_table(("what", "value"), rows)
 
 
 def validation_table() -> str:
-    return _table(
+    return plain_table(
         ("load test", "asked", "answered/s", "simulated", "p95 ms", "simulated", "hit rate", "simulated"),
         (
             (
@@ -79,7 +80,7 @@ def live_table() -> str:
     found = compared(json.loads(path.read_text(encoding="utf-8")), Pace(**measured["pace"]), measured["load_s"])
     if not found:
         return "`benchmarks/results/replicas.json` has no hit rates to compare with.\n"
-    return _table(
+    return plain_table(
         ("routing", "measured hit rate", "simulated", "by theory, after a long time"),
         ((one.routing, _part(one.measured), _part(one.simulated), _part(one.theory)) for one in found),
     )
@@ -87,7 +88,7 @@ def live_table() -> str:
 
 def held_table() -> str:
     rows = record()["held"]
-    return _table(
+    return plain_table(
         (
             "policy",
             "fleet's memory",
@@ -115,7 +116,7 @@ def held_table() -> str:
 
 
 def many_table() -> str:
-    return _table(
+    return plain_table(
         ("adapters", "replicas", "memory of each", "adapters in it", "hash", "random", "hash, simulated"),
         (
             (
@@ -135,7 +136,7 @@ def many_table() -> str:
 def bounds_table() -> str:
     found = record()
     rows = [row for row in found["bounds"] if row["num_routers"] == found["chart"]["router"]["replicas"]]
-    return _table(
+    return plain_table(
         ("load", "bound", "hit rate", "away from home", "p95 ms", "p95 ms, slow loads", "busiest, of the mean"),
         (
             (
@@ -158,7 +159,7 @@ def routers_table() -> str:
     kept = [row for row in rows if row["load"] in loads]
     routers = sorted({row["num_routers"] for row in kept})
     by_place = {(row["bound_percent"], row["num_routers"]): row for row in kept}
-    return _table(
+    return plain_table(
         ("bound", *(f"hit rate, p95 ms with {number} router{'s' * (number > 1)}" for number in routers)),
         (
             (
@@ -174,7 +175,7 @@ def routers_table() -> str:
 
 
 def hot_table() -> str:
-    return _table(
+    return plain_table(
         (
             "part of the traffic",
             "bound",
@@ -208,7 +209,7 @@ def sizes_table() -> str:
     for row in rows:
         kind = "bursts" if row["is_bursty"] else "Poisson"
         by_place.setdefault((row["policy"], kind, row["load_s"]), {})[row["num_replicas"]] = row["rate_per_s"]
-    return _table(
+    return plain_table(
         ("policy", "arrivals", "a load takes", *(f"{number} replicas" for number in fleets)),
         (
             (policy, kind, f"{_ms(load_s)} ms", *(f"{found[number]:.0f}" for number in fleets))
@@ -221,7 +222,7 @@ def needs_table() -> str:
     rows = record()["needs"]
     rates = sorted({row["rate_per_s"] for row in rows})
     by_place = {(row["policy"], row["load_s"], row["rate_per_s"]): row for row in rows}
-    return _table(
+    return plain_table(
         ("policy", "a load takes", *(f"{rate:,}/s" for rate in rates), "USD for a million"),
         (
             (
@@ -236,7 +237,7 @@ def needs_table() -> str:
 
 
 def losses_table() -> str:
-    return _table(
+    return plain_table(
         ("what", "policy", "loads", "moved", "sent again", "lost", "p95 ms before", "worst second", "seconds disturbed",
          "hit rate before", "lowest second", "misses more"),
         (
@@ -260,7 +261,7 @@ def losses_table() -> str:
 
 
 def courses_table() -> str:
-    return _table(
+    return plain_table(
         (
             "course",
             "rule",
@@ -292,7 +293,7 @@ def courses_table() -> str:
 
 
 def sheet_table() -> str:
-    return _table(
+    return plain_table(
         ("part", "what", "value", "", "from"),
         ((row["part"], row["what"], row["value"], row["kind"], row["source"]) for row in record()["sheet"]),
     )
@@ -301,7 +302,7 @@ def sheet_table() -> str:
 def curve_table() -> str:
     curve = record()["curve"]
     columns = zip(curve["rate_per_s"], curve["busy"], curve["queue_s"], curve["p95_s"], strict=True)
-    return _table(
+    return plain_table(
         ("texts/s of a replica", "part of the capacity", "busy", "mean wait, ms", "p95, ms"),
         (
             (f"{rate:.0f}", _percent(rate / curve["capacity_per_s"]), _percent(busy), _ms(queue_s), _ms(p95_s))
@@ -327,11 +328,6 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "scaling_sheet": sheet_table,
 }
 """Generated parts by name."""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
 
 
 def _number(value: float | None) -> str:

@@ -10,12 +10,16 @@ KIB, MIB = 2**10, 2**20
 NOTHING = "–"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str, caption: str, label: str) -> str:
-    """align: a letter a column, l or r."""
+def plain_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """align: a letter a column, l or r; all l by default."""
     rule = {"l": "---", "r": "--:"}
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rule[one] for one in align)}|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines) + f"\n\n: {caption} {{#tbl:{label}}}\n"
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rule[one] for one in align or 'l' * len(head))}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str, caption: str, label: str) -> str:
+    """With a caption, as the printed documents have it."""
+    return f"{plain_table(head, rows, align)}\n: {caption} {{#tbl:{label}}}\n"
 
 
 def bullets(sentences: Iterable[str]) -> str:

@@ -14,7 +14,6 @@ from decision.rows import LatencyRow, MemoryRow, QualityRow, Row, Spread, Writer
 from decision.tree import Tree
 from tests import measured
 
-RESAMPLES = 200
 ABOUT = About(
     reference="lora-qv-8", task_types={"topic": "trec", "intent": "banking77", "sentiment": "sst2", "pair": "sick"}
 )
@@ -94,7 +93,7 @@ def evidence() -> Evidence:
 
 
 def tree_of(rows: Sequence[Row], about: About = ABOUT, prices: Prices = PRICES) -> Tree:
-    return Tree(Evidence.of(rows, about), prices, RESAMPLES)
+    return Tree(Evidence.of(rows, about), prices)
 
 
 @cache

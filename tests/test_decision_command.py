@@ -171,7 +171,7 @@ def test_the_matrix_has_a_row_a_kind_of_task_and_a_column_a_size(
 
 @pytest.fixture(scope="module")
 def small(folder: Path) -> Tree:
-    return Tree(Evidence.read(folder), planted.PRICES, planted.RESAMPLES)
+    return Tree(Evidence.read(folder), planted.PRICES)
 
 
 @pytest.mark.parametrize(("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("md", b"- **Is the base")])

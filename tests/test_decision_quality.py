@@ -25,7 +25,7 @@ def runs(task: str = "trec") -> list[QualityRow]:
 
 
 def judged(rows: Sequence[QualityRow], reference: str | None = "lora-qv-8") -> TaskQuality:
-    return TaskQuality("trec", rows, planted.RESAMPLES, reference)
+    return TaskQuality("trec", rows, reference)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def twin(of: Sequence[QualityRow], name: str, other: str, method: str, num_bytes
 
 @pytest.mark.parametrize("size", SIZES)
 def test_at_a_measured_size_the_figures_are_those_of_the_rows(found: TaskQuality, size: int) -> None:
-    cell = measure([run for run in runs() if run.train_rows == size], planted.RESAMPLES)
+    cell = measure([run for run in runs() if run.train_rows == size])
     for standing in found.standings(size):
         yardstick = found.yardstick(size)
         assert yardstick is not None

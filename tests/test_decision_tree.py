@@ -243,10 +243,10 @@ def test_a_team_may_bring_rows_and_kinds_of_its_own(tmp_path: Path) -> None:
         for row in [*planted.quality(), *planted.serving()]:
             if not isinstance(row, QualityRow) or row.task == "trec":
                 writer.write(row)
-    bare = Tree(Evidence.read(tmp_path), planted.PRICES, planted.RESAMPLES)
+    bare = Tree(Evidence.read(tmp_path), planted.PRICES)
     assert "trec" in bare.task_types()
     (tmp_path / "evidence.toml").write_text('quality_command = "make ours"\n[task_types]\ntriage = "trec"\n')
-    tree = Tree(Evidence.read(tmp_path), planted.PRICES, planted.RESAMPLES)
+    tree = Tree(Evidence.read(tmp_path), planted.PRICES)
     answer = tree.answer(Question(task_type="triage", train_rows=500))
     assert isinstance(answer.basis[0], QualityBasis)
     assert answer.basis[0].command == "make ours"
@@ -280,7 +280,7 @@ def test_prices_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ours() -> Tree:
-    return Tree(Evidence.read(), Prices.read(), planted.RESAMPLES)
+    return Tree(Evidence.read(), Prices.read())
 
 
 def test_our_evidence_decides_what_was_measured_whole(ours: Tree) -> None:

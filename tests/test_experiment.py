@@ -16,19 +16,23 @@ from decision.errors import DecisionError
 from decision.listing import picture
 from decision.rows import Predictions, QualityRow, Row, Writer, read
 from decision.tree import Shortlist
-from docs import cases, evidence, experiment, experiment_figures, findings, generate, tables
+from docs import cases, evidence, experiment, experiment_figures, findings, generate, sweep, tables
 from docs.experiment_figures import TREE_IN
 from tests import planted
 from tests.test_decision_quality import twin
+from training.grid_plan import read_plan
 
 ABOUT = evidence.FOLDER / "evidence.toml"
 DOCS = Path(generate.__file__).parent
 PARTS = (
     experiment.candidates_table, experiment.tasks_table, experiment.coverage_part, experiment.headline_table,
-    experiment.accuracies_table, experiment.details_table, experiment.example_table, findings.findings_part,
-    findings.doubts_part, cases.cases_part,
+    experiment.accuracies_table, experiment.across_table, experiment.details_table, experiment.example_table,
+    findings.findings_part, findings.doubts_part, cases.cases_part,
 )  # fmt: skip
-CACHED = (evidence.tree, evidence.cells, evidence.runs, evidence.example_rows, cases.answer)
+CACHED = (
+    evidence.tree, evidence.summary, evidence.cells, evidence.runs, evidence.sweep_cells, evidence.sweep_runs,
+    evidence.example_rows, cases.answer,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -148,6 +152,36 @@ def test_the_example_is_shown_where_it_has_run_and_decides_nothing(use: Callable
     for function in CACHED:
         function.cache_clear()
     assert "| 512 |" in experiment.example_table()
+    assert evidence.tree().qualities["topic"].stretches() == stretches
+
+
+def test_the_sweep_is_shown_and_decides_nothing(use: Callable[[Sequence[Row]], None]) -> None:
+    """Of one candidate that answers as another method does, and others that are all alike; one has no runs."""
+    use(made_up())
+    stretches = evidence.tree().qualities["topic"].stretches()
+    own = [row for row in made_up() if isinstance(row, QualityRow) and (row.task, row.train_rows) == ("trec", 500)]
+    names = [candidate.name for candidate in read_plan(evidence.SWEEP_PLAN).candidates]
+    accuracies = {}
+    with Writer(evidence.FOLDER / evidence.SWEEP) as writer:
+        for name in names[:-1]:
+            found = [row for row in own if row.candidate == ("prefix-16" if name == "qv-36" else "lora-qv-8")]
+            accuracies[name] = np.mean([row.test_accuracy for row in found])
+            for row in found:
+                writer.write(row.model_copy(update={"plan": "lora", "candidate": name, "method": "lora"}))
+    for function in CACHED:
+        function.cache_clear()
+    settings = sweep.settings_table().splitlines()[2:]
+    assert [line.split("`")[1] for line in settings] == names
+    for line in settings[:-1]:
+        assert f"{100 * accuracies[line.split('`')[1]]:.1f} [" in line
+    assert settings[-1].endswith(f"| {tables.NOTHING} | {tables.NOTHING} |")
+    cells = [line.split("|") for line in sweep.changes_table().splitlines()[2:] if line.startswith("|")]
+    changes = {one[2].strip(): one[3].strip(" *") for one in cells}
+    less = 100 * (accuracies["qv-36"] - accuracies["qv-8"])
+    assert changes["`qv-36` less `qv-8`"].startswith(f"{less:+.1f} [".replace("-", "−"))
+    assert changes["`qv-1` less `qv-8`"] == "+0.0 [+0.0, +0.0]"
+    assert changes[f"`{names[-1]}` less `qv-36`"] == tables.NOTHING
+    assert f"{5 * (len(names) - 1)} final runs with 500 training rows" in sweep.basis_part()
     assert evidence.tree().qualities["topic"].stretches() == stretches
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from decision import bootstrap
 from decision.bootstrap import (
     Interval,
     crossed_difference,
+    crossed_interval,
     crossed_mean,
     interquartile_mean,
+    mean_of,
     probability_of_improvement,
-    resample_items,
 )
 from decision.comparison import holm, non_inferiority, shown_better, sign_flip_p
 from decision.outcomes import expected_best, has_collapsed, steps_to_share
@@ -31,19 +31,15 @@ def hits(num_seeds: int, num_items: int, level: float = 0.8, seed: int = 0) -> N
     return np.asarray(generator.random((num_seeds, num_items)) < 1 / (1 + np.exp(-odds)))
 
 
-def looped(first: NDArray[np.bool_], second: NDArray[np.bool_] | None, resamples: int) -> Interval:
-    """The crossed bootstrap as one would write it down: the same draws, one resample after the other."""
-    num_seeds, num_items = first.shape
-    values = first.astype(float) - (0 if second is None else second.astype(float))
-    items = np.random.default_rng([0, 0]).integers(0, num_items, (resamples, num_items), dtype=np.int32)
-    shares = np.full(num_seeds, 1 / num_seeds)
-    counts = np.random.default_rng([0, 1]).multinomial(max(1, num_seeds - 1), shares, size=resamples)
-    drawn = []
-    for picked, count in zip(items, counts, strict=True):
-        seeds = np.repeat(np.arange(num_seeds), count)
-        drawn.append(values[np.ix_(seeds, picked)].mean())
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Interval(float(values.mean()), float(low), float(high))
+def drawn(values: NDArray[np.float64], resamples: int) -> NDArray[np.float64]:
+    """The means of the crossed bootstrap as one would write it down: one resample after the other."""
+    num_seeds, num_items = values.shape
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(resamples):
+        seeds = generator.integers(0, num_seeds, max(1, num_seeds - 1))
+        means.append(values[np.ix_(seeds, generator.integers(0, num_items, num_items))].mean())
+    return np.array(means)
 
 
 def assert_same(found: Interval, expected: Interval) -> None:
@@ -52,17 +48,47 @@ def assert_same(found: Interval, expected: Interval) -> None:
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2, 5])
-def test_the_crossed_bootstrap_equals_a_plain_loop(num_seeds: int) -> None:
-    first, second = hits(num_seeds, 60, 0.8, 1), hits(num_seeds, 60, 0.7, 2)
-    assert_same(crossed_mean(first, 300), looped(first, None, 300))
-    assert_same(crossed_difference(first, second, 300), looped(first, second, 300))
+@pytest.mark.parametrize("is_difference", [False, True])
+def test_the_interval_is_that_of_a_bootstrap_that_is_drawn(num_seeds: int, is_difference: bool) -> None:
+    first, second = hits(num_seeds, 200, 0.8, 1), hits(num_seeds, 200, 0.7, 2)
+    values = first.astype(float) - is_difference * second.astype(float)
+    found = crossed_difference(first, second) if is_difference else crossed_mean(first)
+    means = drawn(values, 20_000)
+    assert found.value == pytest.approx(values.mean())
+    spread = (found.high - found.low) / 2 / 1.959964
+    assert spread == pytest.approx(means.std(), rel=0.02)  # 4 standard errors of a spread of 20,000 draws
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.percentile(means, (2.5, 97.5))), abs=0.15 * spread + 0.5 / 200
+    )
 
 
-def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = hits(3, 50)
-    whole = resample_items(runs, 200)
-    monkeypatch.setattr(bootstrap, "BLOCK_CELLS", 7 * 50)
-    assert np.array_equal(resample_items(runs, 200), whole)
+@pytest.mark.parametrize(("num_seeds", "num_items"), [(2, 2), (3, 2), (2, 3)])
+def test_the_variance_is_that_over_all_draws_there_are(num_seeds: int, num_items: int) -> None:
+    values = np.random.default_rng(num_seeds).normal(size=(num_seeds, num_items))
+    means = [
+        values[np.ix_(seeds, items)].mean()
+        for seeds in itertools.product(range(num_seeds), repeat=num_seeds - 1)
+        for items in itertools.product(range(num_items), repeat=num_items)
+    ]
+    found = crossed_interval(values)
+    assert found.value == pytest.approx(np.mean(means))
+    assert found.high - found.value == pytest.approx(1.959964 * np.std(means))
+
+
+def test_an_accuracy_is_never_below_0_or_above_1() -> None:
+    nearly = np.ones((3, 10), dtype=bool)
+    nearly[0, 0] = False
+    assert crossed_mean(nearly).high == 1
+    assert crossed_mean(~nearly).low == 0
+
+
+def test_the_mean_of_tasks_is_as_sure_as_their_variances_say() -> None:
+    tasks = [crossed_mean(hits(5, 300, level, seed=index)) for index, level in enumerate((0.6, 0.8, 0.9))]
+    found = mean_of(tasks)
+    assert found.value == pytest.approx(np.mean([task.value for task in tasks]))
+    variance = sum((task.value - task.low) ** 2 for task in tasks) / 9
+    assert (found.value - found.low) ** 2 == pytest.approx(variance)
+    assert_same(mean_of(tasks[:1]), tasks[0])
 
 
 @pytest.mark.parametrize("level", [0.6, 0.9])
@@ -71,7 +97,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(level: float) -
     truth = float(hits(400, 20_000, level, seed=99).mean())
     covered = []
     for round_seed in range(200):
-        found = crossed_mean(hits(8, 150, level, seed=1000 + round_seed), 400, seed=round_seed)
+        found = crossed_mean(hits(8, 150, level, seed=1000 + round_seed))
         covered.append(found.low <= truth <= found.high)
     assert 0.90 <= np.mean(covered) <= 0.995
 
@@ -79,9 +105,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(level: float) -
 def test_with_five_seeds_that_differ_much_the_interval_is_too_narrow() -> None:
     """The report says so."""
     generator, covered = np.random.default_rng(0), []
-    for round_seed in range(200):
+    for _ in range(200):
         levels = generator.normal(0.8, 0.05, (5, 1))
-        found = crossed_mean(generator.random((5, 500)) < levels, 400, seed=round_seed)
+        found = crossed_mean(generator.random((5, 500)) < levels)
         covered.append(found.low <= 0.8 <= found.high)
     assert 0.80 <= np.mean(covered) <= 0.94
 
@@ -90,16 +116,15 @@ def test_an_interval_over_items_alone_would_be_too_narrow() -> None:
     """Why seeds are drawn too: where they differ much, more items do not help."""
     generator = np.random.default_rng(0)
     runs = np.stack([generator.random(2000) < level for level in (0.7, 0.75, 0.8, 0.85, 0.9)])
-    crossed = crossed_mean(runs, 2000)
-    items_only = np.percentile(resample_items(runs, 2000).mean(axis=0), (2.5, 97.5))
-    assert crossed.high - crossed.low > 3 * (items_only[1] - items_only[0])
+    crossed, items_only = crossed_mean(runs), crossed_mean(runs.mean(axis=0, keepdims=True))
+    assert crossed.high - crossed.low > 3 * (items_only.high - items_only.low)
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), num_seeds=st.integers(1, 6), num_items=st.integers(1, 40))
 def test_a_candidate_is_never_worse_than_itself(seed: int, num_seeds: int, num_items: int) -> None:
     runs = hits(num_seeds, num_items, seed=seed)
-    found = crossed_difference(runs, runs, 50)
+    found = crossed_difference(runs, runs)
     assert found == Interval(0, 0, 0)
     assert non_inferiority(found) == "not worse"
 
@@ -108,13 +133,13 @@ def test_a_candidate_is_never_worse_than_itself(seed: int, num_seeds: int, num_i
 @given(seed=st.integers(0, 1000))
 def test_turning_a_comparison_around_turns_its_sign(seed: int) -> None:
     first, second = hits(4, 30, seed=seed), hits(4, 30, seed=seed + 1)
-    forth, back = crossed_difference(first, second, 101), crossed_difference(second, first, 101)
+    forth, back = crossed_difference(first, second), crossed_difference(second, first)
     assert_same(forth, Interval(-back.value, -back.high, -back.low))
 
 
 def test_intervals_shrink_with_more_seeds_and_with_more_items() -> None:
     def width(num_seeds: int, num_items: int) -> float:
-        found = [crossed_mean(hits(num_seeds, num_items, seed=seed), 500) for seed in range(5)]
+        found = [crossed_mean(hits(num_seeds, num_items, seed=seed)) for seed in range(5)]
         return float(np.mean([each.high - each.low for each in found]))
 
     assert width(20, 400) < 0.75 * width(5, 400)
@@ -126,8 +151,8 @@ def test_pairing_narrows_a_difference() -> None:
     easy = np.random.default_rng(0).random(300) < 0.7
     flips = np.random.default_rng(1).random((2, 5, 300)) < 0.03
     first, second = easy ^ flips[0], easy ^ flips[1]
-    paired = crossed_difference(first, second, 2000)
-    alone = crossed_mean(first, 2000)
+    paired = crossed_difference(first, second)
+    alone = crossed_mean(first)
     assert paired.high - paired.low < 0.6 * (alone.high - alone.low)
 
 

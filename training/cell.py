@@ -99,7 +99,7 @@ def _make(cell: Cell, splits: Splits, scratch: Path, output: Path | None) -> _Ma
         keep(fitted, splits, method, plan, cell.base, cell.seed, output)
     return _Made(
         predict=fitted.predict,
-        recipe=asdict(plan),
+        recipe=asdict(plan) | {"precision": fitted.precision},
         train_s=fitted.train_s,
         train_cpu_s=fitted.train_cpu_s,
         num_adapter_parameters=fitted.num_adapter_parameters,

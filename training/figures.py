@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -149,10 +150,17 @@ def tuning(cells: Sequence[Cell]) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and PNG; the same figure gives the same bytes."""
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    paths[0].write_bytes(svg(figure))
     with rc_context(STYLE):
-        figure.savefig(paths[0], metadata={"Date": None})
         figure.savefig(paths[1], dpi=150)
     return paths
+
+
+def svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def looks_of(cells: Sequence[Cell]) -> Mapping[str, Look]:

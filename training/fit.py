@@ -87,6 +87,11 @@ class Fitted:
         """Of those that train together, the one that writes."""
         return self.trainer.is_world_process_zero()
 
+    @property
+    def precision(self) -> str:
+        """What `auto` has come to."""
+        return "bfloat16" if self.trainer.args.bf16 else "float32"
+
     def predict(self, split: str) -> NDArray[np.float64]:
         """Logits of a split in the order of its rows [rows, labels]. Raises TrainingFailed if they are no numbers."""
         texts = self.sets[split]

@@ -37,8 +37,8 @@ class _Section(BaseModel):
 class Task(_Section):
     """One data set."""
 
-    hub: str
-    """Its name on the hub, for whoever has no folder of it."""
+    hub: str | None = None
+    """Its name on the hub, for whoever has no folder of it; the task's own by default."""
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
@@ -244,7 +244,7 @@ def groups(plan: GridPlan, data_root: Path | None) -> Iterator[Group]:
     data_root: holds a folder a task; None takes the hub.
     """
     for train_rows, task, candidate in itertools.product(plan.train_rows, plan.tasks, plan.candidates):
-        data = f"hub:{plan.tasks[task].hub}" if data_root is None else str(data_root / task)
+        data = f"hub:{plan.tasks[task].hub or task}" if data_root is None else str(data_root / task)
         yield Group(plan, candidate, task, data, train_rows)
 
 

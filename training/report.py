@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from decision.bootstrap import RESAMPLES, Interval
+from decision.bootstrap import Interval
 from decision.comparison import MARGIN, SENSITIVITY_MARGINS
 from decision.outcomes import COLLAPSE_MARGIN, SHARE_OF_FINAL
 from decision.rows import WORDS
@@ -65,9 +65,9 @@ def _head(summary: Summary, command: str) -> str:
 
 - Accuracies, macro-F1 and calibration errors (ECE) are percentages of the test split, means over seeds; differences are
   in points.
-- Intervals are 95 % of {RESAMPLES:,} draws of seeds and test texts together. With few seeds that differ much they are
-  too narrow: in simulations with five seeds they held the truth in 91 to 98 of 100 cases. They are about the settings
-  that were chosen; what else the trials might have chosen is not drawn.
+- Intervals are 95 %, over seeds and test texts together, by the variance of a bootstrap crossed over both. With few
+  seeds that differ much they are too narrow: in simulations with five seeds they held the truth in COVER of 100
+  cases. They are about the settings that were chosen, not about what else the trials might have chosen.
 - A difference is paired: the same seeds, so the same training rows in the same order, and the same test texts. Where no
   reference was named it is the best adapter, whose luck makes the others look worse than they are, with few rows by a
   point and more; a reference that was named beforehand has no such luck.
@@ -88,17 +88,28 @@ def _across(found: Across, command: str) -> str:
         (
             f"`{overall.candidate}`" + (" (reference)" if overall.candidate == found.reference else ""),
             _percent(overall.accuracy),
+            _signed(overall.mean_difference),
             _signed(overall.difference),
             _percent(overall.probability),
         )
         for overall in found.overalls
     ]
     against = f"`{found.reference}`" if found.reference else "the reference"
-    lines += _table(("candidate", "accuracy, IQM", f"less {against}, IQM", f"beats {against}, % of runs"), rows)
+    lines += _table(
+        (
+            "candidate",
+            "accuracy, IQM",
+            f"less {against}, mean",
+            f"less {against}, IQM",
+            f"beats {against}, % of runs",
+        ),
+        rows,
+    )
     note = (
-        "IQM is the mean of the middle half of all runs: of accuracies it leaves out the easiest and the hardest "
-        "tasks, of differences the largest and the smallest. Its interval draws seeds within each task, so it speaks "
-        "of these tasks and test texts only. A share of runs counts ties half."
+        "Mean: over the tasks, with an interval over seeds and test texts of each. IQM is the mean of the middle half "
+        "of all runs: of accuracies it leaves out the easiest and the hardest tasks, of differences the largest and "
+        "the smallest, failures among them. Its interval and that of the share draw seeds within each task only, so "
+        "they speak of these tasks and test texts. A share of runs counts ties half."
     )
     lines.append(f"\n{note} Tasks: {', '.join(found.tasks)}.\n\n{_basis(found.num_runs, found.seeds, command)}\n")
     return "\n".join(lines)

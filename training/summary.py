@@ -15,6 +15,7 @@ from decision.bootstrap import (
     RESAMPLES,
     Interval,
     interquartile_mean,
+    mean_of,
     probability_of_improvement,
 )
 from decision.comparison import MARGIN, SENSITIVITY_MARGINS, Verdict, holm, non_inferiority, sign_flip_p
@@ -106,7 +107,11 @@ class Overall:
     candidate: str
     method: str
     accuracy: Interval
+    """Interquartile mean."""
+    mean_difference: Interval | None
+    """Less the reference: mean over the tasks, each over seeds and test texts."""
     difference: Interval | None
+    """Interquartile mean."""
     probability: Interval | None
 
 
@@ -152,16 +157,21 @@ def summarise(rows: Iterable[Row], reference: str | None = None, resamples: int 
         raise DataError(f"the reference `{reference}` is in no row; there are {', '.join(candidates)}")
     tried = _grouped(trials, lambda row: (row.task, row.train_rows))
     places = _grouped(runs, lambda row: (row.task, row.train_rows))
-    cells = tuple(
-        _cell(place, found, tried.get(place, []), reference, resamples) for place, found in sorted(places.items())
-    )
+    try:
+        measured = {place: measure(found) for place, found in places.items()}
+    except RowsError as error:
+        raise DataError(str(error)) from error
+    cells = tuple(_cell(place, found, tried.get(place, []), reference) for place, found in sorted(measured.items()))
     sizes = sorted({train_rows for _, train_rows in places})
     sources = [row.provenance for row in kept]
     return Summary(
         num_quality_rows=len(runs),
         num_trial_rows=len(trials),
         cells=cells,
-        across=tuple(_across(size, runs, reference, resamples) for size in sizes),
+        across=tuple(
+            _across(size, {task: found for (task, own), found in measured.items() if own == size}, reference, resamples)
+            for size in sizes
+        ),
         missing=tuple(_missing(places)),
         commits=tuple(sorted({source.commit for source in sources})),
         machines=tuple(sorted({source.machine for source in sources})),
@@ -187,14 +197,8 @@ def _unique(rows: Iterable[Row]) -> list[Row]:
     return [found[key] for key in sorted(found, key=str)]
 
 
-def _cell(
-    place: Place, runs: Sequence[QualityRow], trials: Sequence[TrialRow], reference: str | None, resamples: int
-) -> Cell:
+def _cell(place: Place, measured: MeasuredCell, trials: Sequence[TrialRow], reference: str | None) -> Cell:
     task, train_rows = place
-    try:
-        measured = measure(runs, resamples)
-    except RowsError as error:
-        raise DataError(str(error)) from error
     runs = measured.runs
     by_candidate = _grouped(runs, lambda run: run.candidate)
     accuracies = {name: measured.accuracy(name) for name in by_candidate}
@@ -289,9 +293,10 @@ def _tuning(trials: Sequence[TrialRow]) -> Tuning:
     )
 
 
-def _across(train_rows: int, runs: Sequence[QualityRow], reference: str | None, resamples: int) -> Across:
-    runs = [run for run in runs if run.train_rows == train_rows]
-    tasks = sorted({run.task for run in runs})
+def _across(train_rows: int, cells: Mapping[str, MeasuredCell], reference: str | None, resamples: int) -> Across:
+    """cells: by task."""
+    runs = [run for cell in cells.values() for run in cell.runs]
+    tasks = sorted(cells)
     methods = {run.candidate: run.method for run in runs}
     scores = {  # candidate -> task -> seed -> accuracy
         name: {
@@ -317,6 +322,7 @@ def _across(train_rows: int, runs: Sequence[QualityRow], reference: str | None, 
                 candidate=name,
                 method=methods[name],
                 accuracy=means[name],
+                mean_difference=_mean_difference(cells.values(), name, reference) if pairs else None,
                 difference=interquartile_mean([a - b for a, b in pairs], resamples) if pairs else None,
                 probability=probability_of_improvement(firsts, seconds, resamples) if pairs else None,
             )
@@ -330,6 +336,12 @@ def _across(train_rows: int, runs: Sequence[QualityRow], reference: str | None, 
         reference=reference if reference in complete else None,
         overalls=tuple(sorted(overalls, key=lambda found: -found.accuracy.value)),
     )
+
+
+def _mean_difference(cells: Iterable[MeasuredCell], candidate: str, reference: str | None) -> Interval | None:
+    found = [cell.difference(candidate, reference or "") for cell in cells]
+    differences = [one for one in found if one is not None]
+    return mean_of(differences) if len(differences) == len(found) else None
 
 
 def _paired(
