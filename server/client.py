@@ -124,7 +124,9 @@ class Client:
             raise
 
     def _send_once(self, connection: HTTPConnection, method: str, path: str, data: bytes | None) -> _Reply:
-        if self._stopped.is_set():
+        if connection.sock is None and not self._stopped.is_set():
+            connection.connect()
+        if self._stopped.is_set():  # asked once connected: `stop` shuts what is connected by then, and no more
             raise ClassifyFailed("the client was stopped")
         was_cut = False
         try:

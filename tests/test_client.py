@@ -15,6 +15,7 @@ import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.base_model import BaseModel
+from server.client import Client
+from server.errors import ClassifyFailed
 from server.rows import Columns, Encoder, Row, Rows
 from tests.front import LIMIT_S, Front, Reply
 from tests.seeded import make_adapter, peft_configs
@@ -448,6 +451,21 @@ def test_ctrl_c_ends_a_client_at_once_though_the_server_hangs(
     assert told.count("\n") == 1
     assert told.startswith("adaptermux-serve: interrupted; ")
     goes_on(front, table, output, wanted)
+
+
+def test_a_client_that_is_stopped_while_it_connects_asks_nothing(front: Front) -> None:
+    front.held = HELD
+    client = Client(front.url, None, retry_s=10)
+
+    class Slow(HTTPConnection):
+        def connect(self) -> None:
+            client.stop()
+            super().connect()
+
+    client._kind = Slow
+    with client, pytest.raises(ClassifyFailed, match="stopped"):
+        client.classify({"adapter_id": "intents", "inputs": [HELD.decode()]})
+    assert front.num_held == 0
 
 
 def test_work_is_not_gone_on_with_when_it_is_other_work(
