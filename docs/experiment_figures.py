@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from decision.listing import picture
 from decision.rows import BASELINES, MAJORITY
 from docs import evidence
 from docs.experiment import headlines
-from training.figures import BASELINE_STYLES, accuracy_by_bytes, looks_of, svg
+from training import figures
+from training.figures import BASELINE_STYLES, looks_of, svg
 from training.summary import Cell, Standing
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def tree_figure() -> bytes:
 
 def sizes_figure() -> bytes:
     """A panel a task and number of rows: accuracy over the bytes of an adapter, as `adaptermux-train report` has it."""
-    return svg(accuracy_by_bytes(evidence.cells()))
+    with rc_context(figures.STYLE):
+        return svg(figures.accuracy_by_bytes(evidence.cells()))
 
 
 def sweep_figure() -> bytes:
     """The same of LoRA's settings."""
-    return svg(accuracy_by_bytes(evidence.sweep_cells()))
+    with rc_context(figures.STYLE):
+        return svg(figures.accuracy_by_bytes(evidence.sweep_cells()))
 
 
 def accuracy_figure() -> bytes:
@@ -90,7 +92,7 @@ def accuracy_figure() -> bytes:
         figure.axes[0].set_ylabel("test accuracy, %")
         handles = [_handle(name, looks[name].colour, looks[name].marker) for name in shown if name in looks]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.1)
-        return _svg(figure)
+        return svg(figure)
 
 
 def differences_figure() -> bytes:
@@ -123,7 +125,7 @@ def differences_figure() -> bytes:
             _handle(f"{size:,} rows", SIZE_COLOURS[place % len(SIZE_COLOURS)], "o") for place, size in enumerate(sizes)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        return _svg(figure)
+        return svg(figure)
 
 
 def _line(axes: Axes, found: Sequence[tuple[Cell, Standing]], colour: str, marker: str, shift: float) -> None:
@@ -170,9 +172,3 @@ def _handle(name: str, colour: str, marker: str) -> Line2D:
         line.set_linestyle(BASELINE_STYLES[method][0])
         return line
     return Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=0.8, label=name)
-
-
-def _svg(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

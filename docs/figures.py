@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 from docs.experiment_figures import accuracy_figure, differences_figure, sizes_figure, sweep_figure, tree_figure
+from training.figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +40,7 @@ def methods_figure() -> bytes:
         axes.set_axis_off()
         _draw_block(axes)
         _draw_legend(axes)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+        return svg(figure)
 
 
 FIGURES: dict[str, Callable[[], bytes]] = {

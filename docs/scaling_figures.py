@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from docs.figures import STYLE
 from docs.scaling import record
+from training.figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def held_figure() -> bytes:
                 axes.plot(*zip(*theory, strict=True), color=colour, linewidth=0.8)
         axes.set_xscale("log", base=2)
         _label(axes, "memory of all replicas over that of all adapters", "hit rate")
-        return _svg(figure)
+        return svg(figure)
 
 
 def bounds_figure() -> bytes:
@@ -59,7 +59,7 @@ def bounds_figure() -> bytes:
             axes.minorticks_off()
         _label(left, "bound, percent", "hit rate")
         _label(right, "bound, percent", "p95, ms")
-        return _svg(figure)
+        return svg(figure)
 
 
 def step_figure() -> bytes:
@@ -77,7 +77,7 @@ def step_figure() -> bytes:
         right.set_yscale("log")
         _label(left, "minutes", "ready replicas")
         _label(right, "minutes", "p95, ms", has_legend=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 SHOWN = ("queue 100 ms", "rate", "rate, queue 500 ms")
@@ -95,9 +95,3 @@ def _label(axes: Axes, across: str, up: str, has_legend: bool = True) -> None:
     axes.grid(visible=True, linewidth=0.3)
     if has_legend:
         axes.legend(fontsize=7, frameon=False)
-
-
-def _svg(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

@@ -21,14 +21,14 @@ from server.families import family_of
 from server.methods import methods
 from tests import measured
 from tests.corpora import write_corpus
-from training import command, grid
+from training import command, fit, grid
 from training.baselines import FullFineTuning
 from training.cell import run_cell
 from training.data import load
 from training.estimate import Estimate
 from training.fit import _Order, make_model, true_answers
 from training.grid import expected, finished, rows_of, run_grid
-from training.grid_plan import Cell, GridPlan, Group, groups, read_plan
+from training.grid_plan import Cell, GridPlan, Group, Task, groups, read_plan
 from training.recipe import Recipe, Trainable
 from training.texts import Texts
 from training.workers import Processes, Ray
@@ -378,6 +378,22 @@ def test_a_size_may_have_its_own_number_of_passes(plan: GridPlan) -> None:
     longer = plan.model_copy(update={"epochs": {24: 7.0}})
     assert {cell.recipe.epochs for cell in expected(plan, None, {})} == {4}
     assert {cell.recipe.epochs for cell in expected(longer, None, {})} == {7}
+
+
+@pytest.mark.parametrize(("is_faster", "told"), [(True, "bfloat16"), (False, "float32")])
+def test_a_row_tells_what_precision_auto_has_come_to(
+    plan: GridPlan, data_root: Path, monkeypatch: pytest.MonkeyPatch, is_faster: bool, told: str
+) -> None:
+    monkeypatch.setattr(fit, "is_bfloat16_faster", lambda device: is_faster)
+    auto = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"precision": "auto", "epochs": 1})})
+    cell = next(cell for group in groups(auto, data_root) for cell in group.trials() if cell.method == "lora")
+    assert run_cell(cell, "by hand").recipe["precision"] == told
+
+
+def test_a_task_without_a_name_on_the_hub_has_its_own(plan: GridPlan) -> None:
+    bare = plan.model_copy(update={"tasks": {"topics": Task()}})
+    assert {group.data for group in groups(bare, None)} == {"hub:topics"}
+    assert {group.data for group in groups(plan, None)} == {"hub:nobody/topics"}
 
 
 def test_a_dry_run_says_how_many_cells_and_how_long_and_runs_none(

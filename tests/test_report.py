@@ -216,6 +216,22 @@ def test_each_setting_has_ends_of_its_own() -> None:
         assert found.is_at_end == is_at_end
 
 
+def test_across_tasks_a_difference_is_the_mean_of_theirs_and_as_sure(grid: list[QualityRow | TrialRow]) -> None:
+    summary = summarise(grid, "full", resamples=RESAMPLES)
+    for across in summary.across:
+        for overall in across.overalls:
+            own = [standing(cell, overall.candidate) for cell in summary.cells if cell.train_rows == across.train_rows]
+            found = [one.comparison.difference for one in own if one.comparison is not None]
+            if overall.candidate == "full":
+                assert overall.mean_difference is None
+                continue
+            assert overall.mean_difference is not None
+            assert len(found) == len(across.tasks) == 2
+            assert overall.mean_difference.value == pytest.approx(np.mean([one.value for one in found]))
+            half = np.sqrt(sum((one.value - one.low) ** 2 for one in found)) / 2
+            assert overall.mean_difference.high - overall.mean_difference.value == pytest.approx(half)
+
+
 def test_tables_are_whole_and_say_what_they_rest_on(grid: list[QualityRow | TrialRow]) -> None:
     page = report.render(summarise(grid, resamples=RESAMPLES), "adaptermux-train report again", {})
     tables = [block for block in page.split("\n\n") if block.startswith("|")]

@@ -150,16 +150,16 @@ def tuning(cells: Sequence[Cell]) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and PNG; the same figure gives the same bytes."""
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    paths[0].write_bytes(svg(figure))
     with rc_context(STYLE):
+        paths[0].write_bytes(svg(figure))
         figure.savefig(paths[1], dpi=150)
     return paths
 
 
 def svg(figure: Figure) -> bytes:
+    """In the style that is set where it is called."""
     file = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+    figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 

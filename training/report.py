@@ -66,7 +66,7 @@ def _head(summary: Summary, command: str) -> str:
 - Accuracies, macro-F1 and calibration errors (ECE) are percentages of the test split, means over seeds; differences are
   in points.
 - Intervals are 95 %, over seeds and test texts together, by the variance of a bootstrap crossed over both. With few
-  seeds that differ much they are too narrow: in simulations with five seeds they held the truth in COVER of 100
+  seeds that differ much they are too narrow: in simulations with five seeds they held the truth in 92 to 98 of 100
   cases. They are about the settings that were chosen, not about what else the trials might have chosen.
 - A difference is paired: the same seeds, so the same training rows in the same order, and the same test texts. Where no
   reference was named it is the best adapter, whose luck makes the others look worse than they are, with few rows by a
@@ -95,15 +95,9 @@ def _across(found: Across, command: str) -> str:
         for overall in found.overalls
     ]
     against = f"`{found.reference}`" if found.reference else "the reference"
+    less = f"less {against}"
     lines += _table(
-        (
-            "candidate",
-            "accuracy, IQM",
-            f"less {against}, mean",
-            f"less {against}, IQM",
-            f"beats {against}, % of runs",
-        ),
-        rows,
+        ("candidate", "accuracy, IQM", f"{less}, mean", f"{less}, IQM", f"beats {against}, % of runs"), rows
     )
     note = (
         "Mean: over the tasks, with an interval over seeds and test texts of each. IQM is the mean of the middle half "
