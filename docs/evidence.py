@@ -9,7 +9,8 @@ from decision.cost import Prices
 from decision.rows import QualityRow, read_trained
 from decision.tree import Tree
 from training.grid_plan import GridPlan, read_plan
-from training.summary import Cell, Standing, Summary, summarise
+from training.standings import Cell, Standing
+from training.summary import Summary, summarise
 from training.verbs.example import ROOT
 
 FOLDER = evidence.FOLDER

@@ -15,7 +15,7 @@ from decision.rows import FULL, MAJORITY, WORDS, QualityRow
 from docs import evidence
 from docs.tables import KIB, MIB, NOTHING, difference, listed, percent, plain_table, points, quoted, table
 from training.grid_plan import read_plan
-from training.summary import Cell, Standing
+from training.standings import Cell, Standing
 from training.verbs import example
 
 POINT = f"{100 * MARGIN:g} point"

@@ -16,7 +16,7 @@ from docs import evidence
 from docs.experiment import headlines
 from training import figures
 from training.figures import BASELINE_STYLES, looks_of, svg
-from training.summary import Cell, Standing
+from training.standings import Cell, Standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

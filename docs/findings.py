@@ -14,7 +14,7 @@ from decision.rows import FULL, PROBE
 from docs import evidence
 from docs.experiment import POINT, headlines, method_of, parameters, place_of, quality_of, shortlist
 from docs.tables import bullets, listed, points, quoted
-from training.summary import Cell, Standing
+from training.standings import Cell, Standing
 
 
 def findings_part() -> str:

@@ -7,7 +7,7 @@ from docs import evidence
 from docs.experiment import POINT, marked
 from docs.tables import NOTHING, percent, plain_table
 from training.grid_plan import read_plan
-from training.summary import Standing
+from training.standings import Standing
 
 CHANGES = (
     ("rank 1 for 8, on query and value", "qv-1", "qv-8"),

@@ -6,87 +6,13 @@ import difflib
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from itertools import islice
 
-from server.errors import AdapterFailed, AdaptermuxError, AdapterNotFound
-from server.manifest import Manifest
+from server.errors import AdapterFailed, AdapterNotFound
+from server.record import AdapterCard, Record, Refusal
 
 MOST_COMPARED = 50
-STATUSES = ("ready", "failed", "update_failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why something is not served: the error's code and message."""
-
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterCard:
-    """One version of one adapter. num_bytes: its weights, on disk as in memory.
-
-    source: where it was fetched from; None if it is served from where it lies. created: when it came, UTC.
-    refusal: why it is not served any more, such as weights that turned out to be damaged.
-    """
-
-    adapter_id: str
-    version: str
-    manifest: Manifest
-    num_bytes: int
-    warnings: tuple[str, ...] = ()
-    source: str | None = None
-    created: str = ""
-    refusal: Refusal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A version, and its share of the requests that name the adapter without one."""
-
-    version: str
-    weight: float = 1.0
-
-
-Alias = tuple[Target, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """An adapter id with everything it may stand for.
-
-    versions: oldest first. alias: what the bare id means; empty while nothing of it can be served. previous: what it
-    meant before, latest last. followed: the version that the adapters folder or bucket holds; seen: what its files
-    looked like there when they were fetched.
-    lost: versions that were fetched and cannot be read any more, or not by this server: their source, and when they
-    came. refusal: why what lies there now is not served.
-    """
-
-    adapter_id: str
-    versions: Mapping[str, AdapterCard] = field(default_factory=dict)
-    alias: Alias = ()
-    previous: tuple[Alias, ...] = ()
-    tags: tuple[str, ...] = ()
-    is_pinned: bool = False
-    followed: str | None = None
-    seen: str | None = None
-    refusal: Refusal | None = None
-    lost: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def status(self) -> str:
-        """`ready`, `failed`, or `update_failed`: an older version is served than the one that was to be."""
-        if not self.alias or any(self.versions[target.version].refusal for target in self.alias):
-            return "failed"
-        return "ready" if self.refusal is None else "update_failed"
-
-    @property
-    def current(self) -> AdapterCard | None:
-        """The version with the largest share."""
-        return self.versions[max(self.alias, key=lambda target: target.weight).version] if self.alias else None
 
 
 def everything(adapter_id: str) -> bool:
@@ -189,18 +115,6 @@ class Catalog:
         if card.refusal is not None:
             raise AdapterFailed(f"adapter `{reference}` was refused when it was loaded: {card.refusal.reason}")
         return card
-
-
-def refusal_of(error: Exception) -> Refusal:
-    """Why a folder that raised when it was read is not served."""
-    if isinstance(error, AdaptermuxError):
-        return Refusal(error.code, printable(str(error)))
-    return Refusal("internal_error", f"{type(error).__name__}: {printable(str(error))}; this is a bug")
-
-
-def printable(name: str) -> str:
-    """A folder's name on disk may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _choose(record: Record, routing_key: str | None) -> str:

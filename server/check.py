@@ -10,10 +10,10 @@ from pathlib import Path
 from server import adapter_folder
 from server.adapter_files import CONFIG_FILE, PICKLE_FILES, WEIGHTS_FILE
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Refusal, printable, refusal_of
 from server.errors import SettingsError
 from server.forward import load_base
 from server.manifest import FILE_NAME
+from server.record import AdapterCard, Refusal, printable, refusal_of
 from server.residency import key_of
 from server.settings import Settings
 from server.store import Store, quarter_of_memory

@@ -14,10 +14,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from server.activation import Activation, activate
-from server.catalog import AdapterCard
 from server.desk import Visit
 from server.errors import AdaptermuxError, AdapterNotFound, ClientLeft, DeadlineExceeded, InvalidInput, TooManyInputs
 from server.jobs import Answer, Engine, Job
+from server.record import AdapterCard
 from server.tokenizer import Encoded, Side, Text, Tokenizer
 
 NUM_ATTEMPTS = 3

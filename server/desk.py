@@ -12,10 +12,11 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Header, Request
 
 from server.callers import Caller, Scope
-from server.catalog import Alias, Catalog, Record
+from server.catalog import Catalog
 from server.jobs import Engine
 from server.metrics import Meter
 from server.quotas import Accounts
+from server.record import Alias, Record
 from server.residency import Tier
 from server.schemas import BaseInfo
 from server.tokenizer import Tokenizer

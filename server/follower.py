@@ -13,9 +13,10 @@ from dataclasses import asdict
 
 from server import logs
 from server.adapter_files import Look
-from server.catalog import Catalog, Refusal
+from server.catalog import Catalog
 from server.errors import AdaptermuxError, SettingsError
 from server.lifecycle import Lifecycle
+from server.record import Refusal
 from server.watch import FolderRoot, Watch, open_root
 
 NUM_FETCHERS = 8

@@ -16,7 +16,6 @@ from prometheus_client import generate_latest
 
 from server import logs
 from server.callers import Caller
-from server.catalog import Record
 from server.desk import Desk
 from server.errors import AdaptermuxError
 from server.jobs import Answer
@@ -39,6 +38,7 @@ from server.messages import (
 )
 from server.metrics import Metrics
 from server.quotas import Quotas
+from server.record import Record
 from server.residency import Tier
 
 SEEN_S = 2.0

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TextIO
 
 from server import logs
-from server.catalog import Alias, Record, Target
 from server.errors import StorageFailed
+from server.record import Alias, Record, Target
 
 SCHEMA = 1
 FILE_NAME = "ledger.json"

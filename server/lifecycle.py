@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from server import adapter_folder, logs, sources
 from server.adapter_files import WEIGHTS_FILE
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel
-from server.catalog import AdapterCard, Alias, Catalog, Record, Refusal, Target, printable, refusal_of
+from server.catalog import Catalog
 from server.errors import (
     AdaptermuxError,
     AdapterNotFound,
@@ -27,12 +27,11 @@ from server.errors import (
 )
 from server.ledger import Kept, Ledger, entry_of
 from server.manifest import ADAPTER_ID
+from server.record import AdapterCard, Alias, Record, Refusal, Target, printable, refusal_of
 from server.residency import key_of
 from server.sources import Limits
 from server.store import Store
 from server.weights_file import check_digest
-
-MOST_PREVIOUS = 20
 
 
 class Lifecycle:
@@ -77,7 +76,7 @@ class Lifecycle:
             record = self._catalog.get(adapter_id) or Record(adapter_id)
             alias = (Target(card.version),) if activate or not record.alias else record.alias
             refusal = None if activate else record.refusal
-            record = self._change(replace(_with(record, card), refusal=refusal), alias, tags, is_pinned)
+            record = self._change(replace(record.with_version(card), refusal=refusal), alias, tags, is_pinned)
             logs.event("adapter_put", adapter_id=adapter_id, version=card.version, source=card.source)
             return record
 
@@ -94,7 +93,7 @@ class Lifecycle:
             if record.followed in record.versions and version in ("", record.followed):
                 raise Conflict(f"`{reference}` lies in the folder or bucket that is served; remove it there")
             gone = [version] if at else [*record.versions, *record.lost]
-            left = _without(replace(record, refusal=None) if version in record.lost else record, gone)
+            left = (replace(record, refusal=None) if version in record.lost else record).without(gone)
             self._change(left if left.versions or left.lost else Record(adapter_id))
             logs.event("adapter_removed", adapter_id=adapter_id, versions=gone)
 
@@ -107,11 +106,11 @@ class Lifecycle:
     def rollback(self, adapter_id: str) -> Record:
         with self._turn(adapter_id):
             record = self._known(adapter_id)
-            usable = [index for index, alias in enumerate(record.previous) if _can_stand_for(record, alias)]
-            if not usable:
+            last = record.last_that_can_be()
+            if last is None:
                 raise Conflict(f"`{adapter_id}` has stood for nothing else that is still there")
-            alias = record.previous[usable[-1]]
-            record = self._flip(adapter_id, alias, record.previous[: usable[-1]])
+            alias = record.previous[last]
+            record = self._flip(adapter_id, alias, record.previous[:last])
         logs.event("alias_rolled_back", adapter_id=adapter_id, alias={one.version: one.weight for one in alias})
         return record
 
@@ -171,7 +170,7 @@ class Lifecycle:
     def _take_over(self, name: str, card: AdapterCard, seen: str | None) -> Record:
         with self._lock:
             before = self._catalog.get(name) or Record(name)
-            record = self._change(replace(_taking_over(before, card), seen=seen))
+            record = self._change(replace(before.following(card), seen=seen))
         if card.warnings:
             logs.event("adapter_has_warnings", adapter_id=name, warnings=card.warnings)
         return record
@@ -181,16 +180,7 @@ class Lifecycle:
             record = self._catalog.get(name)
             if record is None:
                 return
-            left = replace(record, followed=None, seen=None, refusal=None)
-            card = record.versions.get(record.followed or "")
-            if record.followed is not None and not (card and _is_put(card, record)):
-                left = _without(left, [record.followed])
-            alias = tuple(target for target in record.alias if target.version in left.versions)
-            if not alias and record.seen is not None:
-                left = Record(name)  # its other versions came from there too: they were kept for a rollback only
-            elif not alias and left.versions:
-                alias = (Target(_newest(left)),)
-            self._change(replace(left, alias=alias) if left.versions or left.lost else Record(name))
+            self._change(record.unfollowed())
         logs.event("adapter_gone", adapter_id=name)
 
     def on_damaged(self, folder: AdapterFolder, error: AdapterRefused) -> None:
@@ -295,26 +285,13 @@ class Lifecycle:
         """After `restore` and the first look at the folder: let every id stand for something that is there."""
         with self._lock:
             for record in self._catalog.all():
-                settled = self._settled(record)
+                settled = record.settled(self._catalog.trouble)
                 if settled.versions or settled.refusal is not None:
                     self._catalog.put(settled)
                     if settled.is_pinned:
                         self._pin(settled, Record(record.adapter_id))
                 else:
                     self._catalog.remove(record.adapter_id)  # only tags were kept of it
-
-    def _settled(self, record: Record) -> Record:
-        alias = tuple(target for target in record.alias if target.version in record.versions)
-        trouble = self._catalog.trouble
-        if trouble is not None and not (alias or record.lost) and (record.alias or not record.versions):
-            return replace(record, alias=(), refusal=trouble)  # what it stood for will be there again
-        if alias == record.alias and (alias or not record.versions):
-            return record
-        previous = (*record.previous, record.alias)[-MOST_PREVIOUS:] if record.alias else record.previous
-        if not alias and record.versions:
-            usable = [one for one in record.previous if _can_stand_for(record, one)]
-            alias = usable[-1] if usable else (Target(_newest(record)),)
-        return replace(record, alias=alias, previous=previous)
 
     def _known(self, adapter_id: str) -> Record:
         """Without near names: who asks may not know of all."""
@@ -348,18 +325,13 @@ class Lifecycle:
         adapter_id = record.adapter_id
         before = self._catalog.get(adapter_id) or Record(adapter_id)
         alias = record.alias if alias is None else alias
-        if previous is None:
-            is_flip = before.alias and alias != before.alias
-            previous = (*record.previous, before.alias)[-MOST_PREVIOUS:] if is_flip else record.previous
-        record = self._pruned(
-            replace(
-                record,
-                alias=alias,
-                previous=previous,
-                tags=record.tags if tags is None else tuple(sorted(set(tags))),
-                is_pinned=record.is_pinned if is_pinned is None else is_pinned,
-            )
-        )
+        record = replace(record, alias=before.alias).standing_for(alias)
+        record = replace(
+            record,
+            previous=record.previous if previous is None else previous,
+            tags=record.tags if tags is None else tuple(sorted(set(tags))),
+            is_pinned=record.is_pinned if is_pinned is None else is_pinned,
+        ).pruned(self._keep_versions)
         pinned = self._pin(record, before)
         try:
             self._save(record)
@@ -410,17 +382,6 @@ class Lifecycle:
         else:
             self._catalog.remove(adapter_id)
 
-    def _pruned(self, record: Record) -> Record:
-        """Without the fetched versions that are the least likely to be wanted again, beyond those that are kept.
-
-        The newest is always kept; of the others go those first that the id has not stood for, or not for longest.
-        """
-        in_use = {target.version for target in record.alias} | {record.followed, *list(record.versions)[-1:]}
-        fetched = [card.version for card in record.versions.values() if card.source and card.version not in in_use]
-        last_used = {target.version: index for index, alias in enumerate(record.previous) for target in alias}
-        old = [*record.lost, *sorted(fetched, key=lambda version: last_used.get(version, -1))]
-        return _without(record, old[: max(0, len(old) - self._keep_versions)])
-
     def _refuse(self, name: str, refusal: Refusal) -> None:
         """List why what lies in the folder is not served; what was served before still is, as far as it is there."""
         name = printable(name)
@@ -429,46 +390,6 @@ class Lifecycle:
             self._catalog.put(replace(record, refusal=refusal))
         if refusal != record.refusal:  # what is tried again and again is told of once
             logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
-
-
-def _with(record: Record, card: AdapterCard) -> Record:
-    """With a version as its newest."""
-    others = _without(record, [card.version])
-    return replace(others, versions={**others.versions, card.version: card})
-
-
-def _without(record: Record, gone: Iterable[str]) -> Record:
-    return replace(
-        record,
-        versions={version: card for version, card in record.versions.items() if version not in gone},
-        lost={version: one for version, one in record.lost.items() if version not in gone},
-    )
-
-
-def _newest(record: Record) -> str:
-    return list(record.versions)[-1]
-
-
-def _can_stand_for(record: Record, alias: Alias) -> bool:
-    """Whether an id can stand for it, and does not yet."""
-    return alias != record.alias and all(target.version in record.versions for target in alias)
-
-
-def _is_put(card: AdapterCard, record: Record) -> bool:
-    """Whether a version was fetched by itself, beside what is followed: from a bucket, `seen` would say what was."""
-    return bool(card.source) and record.seen is None
-
-
-def _taking_over(record: Record, card: AdapterCard) -> Record:
-    """A record in which the folder's version is a new one; an id that stood for the old one alone goes along."""
-    if record.followed is not None and (old := record.versions.get(record.followed)) is not None and not old.source:
-        record = _without(record, [record.followed])
-    versions = _with(record, card).versions
-    goes_along = all(target.version == record.followed for target in record.alias)
-    alias = (Target(card.version),) if goes_along else record.alias
-    alias = tuple(target for target in alias if target.version in versions) or (Target(card.version),)
-    lost = {version: one for version, one in record.lost.items() if version != card.version}
-    return replace(record, versions=versions, lost=lost, alias=alias, followed=card.version, refusal=None)
 
 
 def _card(folder: AdapterFolder, source: str | None) -> AdapterCard:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-from server.catalog import Record, Refusal
 from server.errors import AdaptermuxError
 from server.jobs import Answer, EngineHealth, Job
+from server.record import Record, Refusal
 from server.schemas import BaseInfo
 
 ID = "i"  # token ids travel as the 32-bit numbers that they are

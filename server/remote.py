@@ -12,12 +12,13 @@ from pathlib import Path
 
 from server import logs
 from server.callers import Caller
-from server.catalog import Alias, Catalog, Record
+from server.catalog import Catalog
 from server.desk import Desk
 from server.errors import EngineStopped
 from server.exchange import Exchange
 from server.jobs import Answer, EngineHealth, Job
 from server.messages import Beat, Called, Changed, Counted, Hello, Landed, Marked, Message, Seen, Submitted
+from server.record import Alias, Record
 from server.residency import Tier
 from server.settings import Settings
 from server.state_metrics import text_without_engine

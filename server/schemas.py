@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.errors import InvalidInput
-
-MOST_INPUTS = 10_000
-"""Above every server's own limit, and checked before each input is looked at."""
+from server.input_checks import by_hand, check_adapters, check_inputs
 
 
 class TextInput(BaseModel):
@@ -96,7 +92,7 @@ class FanoutRequest(AdapterClassifyRequest):
     @field_validator("adapters", mode="before")
     @classmethod
     def _adapters_are_names(cls, value: object) -> object:
-        return by_hand(lambda: _check_adapters(value), value)
+        return by_hand(lambda: check_adapters("adapters", value), value)
 
 
 class BatchLine(ClassifyRequest):
@@ -329,89 +325,8 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
-def by_hand(check: Callable[[], object], value: object) -> object:
-    """Check in a validator, so that an error names the one part that is wrong rather than every union branch."""
-    try:
-        check()
-    except InvalidInput as error:
-        raise PydanticCustomError(
-            "invalid_input", "{message}", {"message": str(error), "field": error.field}
-        ) from error
-    return value
-
-
-def check_inputs(path: str, value: object) -> None:
-    """A text, a pair, or a list of these. Raises InvalidInput."""
-    if isinstance(value, list):
-        check_count(path, value)
-        for index, one in enumerate(value):
-            _check_input(f"{path}[{index}]", one)
-    else:
-        _check_input(path, value)
-
-
 def texts_at(path: str, inputs: str | TextInput | list[str | TextInput]) -> list[tuple[str, TextInput]]:
     """Every input with the path of its text."""
     if isinstance(inputs, list):
         return [found for index, one in enumerate(inputs) for found in texts_at(f"{path}[{index}]", one)]
     return [(path, TextInput(text=inputs)) if isinstance(inputs, str) else (f"{path}.text", inputs)]
-
-
-def check_count(path: str, values: Sequence[object]) -> None:
-    """Raises InvalidInput."""
-    if not 1 <= len(values) <= MOST_INPUTS:
-        raise InvalidInput(path, f"`{path}` has {len(values)} texts; send 1 to {MOST_INPUTS}")
-
-
-def check_text(path: str, text: object) -> str:
-    """The text, if it is one with something in it. Raises InvalidInput."""
-    if not isinstance(text, str):
-        raise InvalidInput(path, f"`{path}` must be a text, not {kind_of(text)}")
-    if not text.strip():
-        raise InvalidInput(path, f"`{path}` is an empty text; send at least one character that is not a space")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            path, f"`{path}` holds half a surrogate pair at position {error.start}, which is no character"
-        ) from error
-    return text
-
-
-def _check_adapters(value: object) -> None:
-    if not isinstance(value, list):
-        return
-    if not 1 <= len(value) <= MOST_INPUTS:
-        raise InvalidInput("adapters", f"`adapters` has {len(value)} names; send 1 to {MOST_INPUTS}")
-    for index, one in enumerate(value):
-        check_text(f"adapters[{index}]", one)
-
-
-def kind_of(value: object) -> str:
-    """What JSON calls it."""
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _check_input(path: str, value: object) -> None:
-    if isinstance(value, str):
-        check_text(path, value)
-        return
-    if not isinstance(value, dict):
-        raise InvalidInput(path, f'`{path}` must be a text or {{"text": ..., "text_pair": ...}}, not {kind_of(value)}')
-    unknown = sorted(str(key) for key in set(value) - {"text", "text_pair"})
-    if unknown:
-        raise InvalidInput(path, f"`{path}` has the unknown field {unknown[0]!a}; allowed: text, text_pair")
-    if "text" not in value:
-        raise InvalidInput(f"{path}.text", f"`{path}.text` is missing")
-    check_text(f"{path}.text", value["text"])
-    if value.get("text_pair") is not None:
-        check_text(f"{path}.text_pair", value["text_pair"])

@@ -13,7 +13,7 @@ import torch
 from server import __version__, logs
 from server.adapter_folder import AdapterFolder
 from server.base_model import BaseModel, choose_device
-from server.catalog import STATUSES, Catalog
+from server.catalog import Catalog
 from server.desk import Desk
 from server.device_memory import HostMemory, is_lack_of_memory, memory_of
 from server.engine import ThreadEngine
@@ -26,6 +26,7 @@ from server.loaded_adapter import LoadedAdapter
 from server.memory_budget import MemoryBudget, share_out
 from server.metrics import Metrics
 from server.quotas import OwnAccounts, Quotas
+from server.record import STATUSES
 from server.residency import Tier
 from server.schemas import BaseInfo
 from server.settings import Settings

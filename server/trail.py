@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.callers import NOBODY, Caller
-from server.catalog import AdapterCard
+from server.record import AdapterCard
 
 MOST_CARDS = 32
 

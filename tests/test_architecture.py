@@ -27,7 +27,7 @@ HTTP_SIDE = (
     "catalog", "sources", "bucket", "hub", "watch", "tokenizer", "settings", "metrics", "state_metrics", "activation",
     "command", "client", "asker", "rows", "partial_file", "bulk", "keys", "admission", "quotas", "trail", "failures",
     "edges", "request_limits", "connections", "gate", "tracing", "messages", "link", "exchange", "remote", "fronts",
-    "processes", "adapter_list", "advice",
+    "processes", "adapter_list", "advice", "record", "input_checks",
 )  # fmt: skip
 COMPOSITION = ("service", "lifecycle", "follower", "check", "base_fetch", "demo", "__main__")
 

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
-from server.catalog import Target
 from server.gate import Gate, open_gate
 from server.keys import CHECK_EVERY_S, Keys
+from server.record import Target
 from server.routes.pages import FOLDER
 from server.service import Service
 from tests.browsing import CONTROLS, LEAST_CONTRAST, browser, open_page

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
-from server.catalog import Record
 from server.errors import Conflict, SourceUnreachable, StorageFailed
+from server.record import Record
 from server.residency import key_of
 from server.service import Service
 from server.settings import Settings

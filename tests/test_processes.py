@@ -30,7 +30,6 @@ from server import errors
 from server.app import create_app
 from server.base_model import BaseModel
 from server.callers import Caller, Limits
-from server.catalog import Target
 from server.desk import Desk
 from server.errors import (
     AdaptermuxError,
@@ -48,6 +47,7 @@ from server.link import Link
 from server.messages import Hello
 from server.processes import EARLY_S, Child
 from server.quotas import Accounts
+from server.record import Target
 from server.remote import Remote
 from server.service import Service
 from server.settings import Settings

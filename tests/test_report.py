@@ -19,7 +19,8 @@ from server.errors import DataError
 from tests.measured import CANDIDATES, Candidate, rows
 from training import figures, report
 from training.command import main
-from training.summary import Cell, Standing, summarise
+from training.standings import Cell, Standing
+from training.summary import summarise
 
 RESAMPLES = 200
 TASKS = {"trec": 1.6, "sick": 0.9}

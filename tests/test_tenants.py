@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
-from server.catalog import Catalog, Record
+from server.catalog import Catalog
 from server.errors import AdapterNotFound
 from server.gate import Gate
 from server.keys import Keys
+from server.record import Record
 from server.service import Service
 from tests.serving import bearer, endpoints, entry, make_adapters, settings_for, write_keys
 

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS
-from training.summary import Cell, Standing
+from training.standings import Cell, Standing
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from pathlib import Path
 from decision.rows import RowsError, TrainedRow, Writer, read_trained
 from server.errors import AdaptermuxError, DataError
 from training.grid_plan import Cell, GridPlan, Group, groups
+from training.grouping import grouped
 from training.workers import MAX_ATTEMPTS, Workers
 
 DIED = "its process died again and again; is there enough memory?"
@@ -59,9 +60,7 @@ def rows_of(plan: GridPlan, rows: Iterable[TrainedRow]) -> list[TrainedRow]:
 
     A file may hold others too: of other plans, and of this one before it was changed.
     """
-    by_cell: dict[str, list[TrainedRow]] = defaultdict(list)
-    for row in rows:
-        by_cell[row.cell].append(row)
+    by_cell = grouped(rows, lambda row: row.cell)
     first = {key: found[0] for key, found in by_cell.items()}
     asked: list[Cell] = []
     for group in groups(plan, None):

@@ -9,7 +9,9 @@ from decision.bootstrap import Interval
 from decision.comparison import MARGIN, SENSITIVITY_MARGINS
 from decision.outcomes import COLLAPSE_MARGIN, SHARE_OF_FINAL
 from decision.rows import WORDS
-from training.summary import Across, Cell, Comparison, Standing, Summary
+from training.across import Across
+from training.standings import Cell, Comparison, Standing
+from training.summary import Summary
 
 PAGE = "quality.md"
 NOTHING = "–"

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from server.catalog import AdapterCard, Record, Refusal, Target
 from server.desk import Desk, InVisit, Needs, Visit
 from server.errors import AdapterForbidden, InvalidInput, SourceForbidden
 from server.manifest import ADAPTER_ID
+from server.record import AdapterCard, Record, Refusal, Target
 from server.residency import Tier, key_of
 from server.routes.responses import ALWAYS, WITH_BODY, problems
 from server.schemas import (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.errors import InvalidInput, InvalidJson
-from server.schemas import kind_of
+from server.input_checks import kind_of
 
 HEADER = "Inference-Header-Content-Length"
 FIELD = "inputs"

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.catalog import Record
 from server.desk import Visit
 from server.errors import InvalidInput
+from server.record import Record
 from server.routes.adapters import check_new_id, check_source
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+(/[\w.-]+)*)?", re.ASCII)

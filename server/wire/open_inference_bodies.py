@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server import __version__
 from server.errors import InvalidInput
-from server.schemas import TextInput, by_hand, check_count, check_inputs, check_text, kind_of
+from server.input_checks import by_hand, check_count, check_inputs, check_text, kind_of
+from server.schemas import TextInput
 
 Output = Literal["label", "score", "probabilities", "logits"]
 

@@ -15,8 +15,9 @@ from server import __version__, classification
 from server.classification import Classified, Question
 from server.desk import InVisit, Needs, Visit
 from server.errors import AdaptermuxError, EngineStopped, InvalidInput, LoadFailed, Overloaded
+from server.input_checks import by_hand, check_count, check_text, kind_of
 from server.problems import headers_of
-from server.schemas import Score, by_hand, check_count, check_text, kind_of
+from server.schemas import Score
 from server.tokenizer import Side
 from server.wire.responses import BODY, CLASSIFYING, DENIED, errors
 

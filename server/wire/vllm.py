@@ -19,8 +19,8 @@ from server.activation import Activation
 from server.classification import Question
 from server.desk import InVisit, Needs, Visit
 from server.errors import AdaptermuxError, InvalidInput, SourceNotFound
+from server.input_checks import by_hand, check_count, check_text, kind_of
 from server.problems import headers_of
-from server.schemas import by_hand, check_count, check_text, kind_of
 from server.tokenizer import Side
 from server.wire.lora_adapters import LoadLoraRequest, UnloadLoraRequest, load, root_of, served, unload
 from server.wire.responses import BODY, CHANGING, CLASSIFYING, DENIED, errors
