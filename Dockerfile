@@ -22,7 +22,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt ./
-# torch is by far the largest, so it has a layer of its own; constraints.txt names its CPU build
+# torch is by far the largest, so it has a layer of its own; TORCH, not constraints.txt, says which build
 RUN python3 -m venv /opt/adaptermux \
     && grep -v '^torch==' constraints.txt > pins.txt \
     && /opt/adaptermux/bin/pip install -c pins.txt "torch==${TORCH}" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} numpy

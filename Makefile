@@ -11,8 +11,10 @@ BUILDER ?= docker
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' server/__init__.py)
 IMAGE ?= adaptermux:$(VERSION)
 
-# the base model comes from a package: nothing is fetched from a hub
-export HF_HUB_OFFLINE := 1
+# the base model comes from a package: nothing is fetched from a hub, but for the data of `make grid` without DATA
+OFFLINE = 1
+grid: OFFLINE = $(if $(DATA),1,0)
+export HF_HUB_OFFLINE ?= $(OFFLINE)
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo adapters image image-test test check bench bench-service bench-flood bench-peers bench-replicas scaling peers gpu-check gpu-evidence grid evidence report docs clean
@@ -66,7 +68,7 @@ bench-peers: $(VENV)/.dev  ## compare with other ways to serve classifiers under
 bench-replicas: $(VENV)/.dev  ## measure three replicas behind the router; needs haproxy and prometheus
 	$(BIN)/python -m benchmarks.replicas
 
-scaling: $(VENV)/.dev  ## simulate fleets with measured service times: three minutes
+scaling: $(VENV)/.dev  ## simulate fleets with measured service times: a minute
 	$(BIN)/python -m benchmarks.scaling
 
 peers: $(PEERS)/.installed  ## install infinity, by itself, for `make bench-peers`
@@ -79,9 +81,10 @@ gpu-evidence:  ## measure passes and memory on this machine's GPU, with the pyth
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.device --device cuda $(if $(BASE),--base $(BASE)) \
 	    --output decision/evidence/gpu.jsonl
 
+# the hub's sets are not those of our rows (decision/evidence/README.md), so their results lie elsewhere
 grid: $(VENV)/.train  ## run what is missing of the comparison; DATA=folder of the tasks (else from the hub), PLAN=cpu
 	OMP_NUM_THREADS=1 $(BIN)/adaptermux-train grid --plan training/plans/$(PLAN).toml $(if $(DATA),--data-root $(DATA)) \
-	    --results decision/evidence/$(if $(filter cpu,$(PLAN)),quality,$(PLAN)).jsonl
+	    --results $(if $(DATA),decision/evidence/$(if $(filter cpu,$(PLAN)),quality,$(PLAN)),runs/$(PLAN)-hub).jsonl
 
 evidence: $(VENV)/.dev  ## measure the service for the decision: every scenario but the soak, about an hour on a machine of its own
 	for scenario in scale cache swap noisy-neighbour burst methods capacity lengths; do \

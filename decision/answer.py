@@ -175,7 +175,8 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield "not measured"
         for gap in answer.missing:
             yield f"  - {gap.what}"
-            yield f"      {gap.command}"
+            if gap.command:
+                yield f"      {gap.command}"
     yield ""
     yield "rests on"
     for basis in answer.basis:

@@ -18,7 +18,7 @@ class BaseShape(Facts):
     """What memory and the size of adapters follow from."""
 
     id: str
-    """On the hub."""
+    """On the hub; that of rows."""
     kind: Literal["encoder", "decoder"]
     parameters: int = Field(ge=1)
     layers: int = Field(ge=1)
@@ -41,6 +41,9 @@ def bases() -> dict[str, BaseShape]:
 
 
 def nearest(parameters: float) -> BaseShape:
-    """Of the known ones that whose number of parameters is nearest, with the given number instead of its own."""
+    """Of the known ones that whose number of parameters is nearest, with the given number instead of its own.
+
+    Its id is one that no row has: what was measured of a base says nothing of one that is shaped like it.
+    """
     found = min(bases().values(), key=lambda base: abs(log(base.parameters / parameters)))
-    return found.model_copy(update={"parameters": int(parameters)})
+    return found.model_copy(update={"id": f"{parameters:g} parameters", "parameters": int(parameters)})

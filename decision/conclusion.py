@@ -18,7 +18,7 @@ from decision.answer import (
     Verdict,
     points,
 )
-from decision.comparison import MARGIN
+from decision.comparison import MARGIN, non_inferiority
 from decision.cost import GIB, Prices
 from decision.evidence import Evidence
 from decision.fit import Fit, Gap, fit
@@ -126,7 +126,8 @@ def conclude_published(
     """What the literature recommends, with the memory it takes; nothing of it was measured here."""
     candidate = _published_candidate(question, chapter)
     found = fit(candidate, question, serving, prices, evidence_base="")
-    missing = [Gap("accuracy: it is taken from published work", chapter.command), *found.gaps]
+    needs = f"; {chapter.needs}" if chapter.needs else ""
+    missing = [Gap(f"accuracy: it is taken from published work{needs}", chapter.command), *found.gaps]
     option = _option(candidate, found, None)
     if question.mean_tokens is None and found.capacity is not None:  # the workload that was measured has short texts
         missing.append(Gap("latency for your texts", "adaptermux-decide ask ... --mean-tokens N"))
@@ -218,10 +219,11 @@ def _runner_up(
         return found, f"it meets the limits, {points(found.standing.difference)} to `{quality.yardstick(rows)}`"
     found = good[0] if good else max(others, key=lambda one: one.standing.accuracy.value)
     difference = quality.difference(found.standing.candidate.name, choice.standing.candidate.name, rows)
-    lost = "" if difference is None else f"{points(difference)} to the choice"
+    lost = "" if difference is None else f"; {points(difference)} to the choice"
     if good:
-        return found, f"as good, and dearer or larger; {lost}"
-    return found, f"not shown to be good enough; {lost}"
+        is_as_good = difference is not None and non_inferiority(difference) == "not worse"
+        return found, f"{'as good' if is_as_good else 'good enough too'}, and dearer or larger{lost}"
+    return found, f"not shown to be good enough{lost}"
 
 
 def _cheaper_unsure(choice: _Judged | None, judged: Sequence[_Judged]) -> list[_Judged]:
@@ -251,7 +253,7 @@ def _confidence(
         return "low", f"not measured: {choice.fit.gaps[0].what}"
     if undecided:
         named = _listed(one.standing.candidate.name for one in undecided)
-        return "medium", f"{named}, cheaper, may be as good"
+        return "medium", f"{named}, cheaper, may be good enough"
     if missing:
         return "medium", f"not measured: {missing[0].what}"
     if not choice.standing.holds_strictly:

@@ -52,12 +52,12 @@ class Cost:
     currency: str
 
 
-def cost_of(question: Question, prices: Prices, rate_per_s: float, stored_bytes: int) -> Cost:
-    """Of one service for all adapters, or, merged, of one for each that is hot.
+def cost_of(question: Question, prices: Prices, rate_per_s: float, stored_bytes: int, is_merged: bool) -> Cost:
+    """Of one service for all adapters, or, where each is merged into a base of its own, of one for each that is hot.
 
     rate_per_s: what one replica takes within the limits; stored_bytes: of one adapter.
     """
-    services = question.num_hot if question.serving == "merged" else 1
+    services = question.num_hot if is_merged else 1
     of_one = question.rps / services
     replicas = services * max(1, ceil(of_one / (prices.headroom * rate_per_s)))
     machines = replicas * prices.per_hour(question.device) * prices.hours_per_month

@@ -11,7 +11,18 @@ from decision.cost import GIB, SECONDS_PER_HOUR, Cost, Prices, cost_of
 from decision.method_facts import PARAMETER_BYTES, MethodFacts, facts_of
 from decision.quality import Candidate
 from decision.question import Question
-from decision.serving import Capacity, Memory, Point, Serving, Source, Strain, covering, strain_of
+from decision.serving import (
+    Capacity,
+    Memory,
+    Point,
+    Serving,
+    Source,
+    Strain,
+    are_lower_rates_tried,
+    covering,
+    slower,
+    strain_of,
+)
 
 WEIGHT_BYTES = {"cpu": 4.0, "gpu": 2.0}
 """Of one parameter of the base, in the formats float32 and bfloat16."""
@@ -51,10 +62,10 @@ def fit(candidate: Candidate, question: Question, serving: Serving, prices: Pric
         return Fit("not measured", what, 0, gaps=(Gap(what, "adaptermux-train grid --plan PLAN.toml"),))
     if (refusal := _refusal(facts, candidate, question)) is not None:
         return Fit("misses", refusal, size)
+    is_merged = question.serving == "merged" and not facts.is_base_cost
     memory = None if question.quantised_base else serving.memory
     if memory is None:
-        return _by_formula(question, size)
-    is_merged = question.serving == "merged" and not facts.is_base_cost
+        return _by_formula(question, size, is_merged)
     room = _room_for_copy(memory, question) if is_merged else _room(memory, question, size, serving)
     if room.miss:
         return Fit("misses", room.miss, size, memory_bytes=room.needed_bytes)
@@ -67,7 +78,7 @@ def fit(candidate: Candidate, question: Question, serving: Serving, prices: Pric
     points = serving.base_points() if is_bare else serving.points(candidate.method, candidate.num_adapter_parameters)
     capacity = serving.capacity(points, question, strains)
     if capacity is None:
-        return _without_capacity(candidate, question, serving, points, size)
+        return _without_capacity(candidate, question, points, strains, size, is_bare)
     stored = question.shape.parameters * PARAMETER_BYTES if is_merged else size
     return Fit(
         status="meets",
@@ -75,7 +86,7 @@ def fit(candidate: Candidate, question: Question, serving: Serving, prices: Pric
         adapter_bytes=size,
         memory_bytes=room.needed_bytes,
         capacity=capacity,
-        cost=cost_of(question, prices, capacity.texts_per_s, stored),
+        cost=cost_of(question, prices, capacity.texts_per_s, stored, is_merged),
         gaps=(*gaps, *_beyond(capacity, candidate, question, is_bare)),
         sources=(memory.source, capacity.point.source, *(strain.source for strain in strains)),
     )
@@ -93,19 +104,19 @@ def adapter_bytes(candidate: Candidate, question: Question, evidence_base: str) 
     return None if number is None else PARAMETER_BYTES * (number + question.shape.head_parameters(labels))
 
 
-def _by_formula(question: Question, size: int) -> Fit:
+def _by_formula(question: Question, size: int, is_merged: bool) -> Fit:
     """Where nothing was measured of the base on the device: what its weights and the hot adapters take."""
     each = QUANTISED_BYTES if question.quantised_base else WEIGHT_BYTES[question.device]
-    held = 0 if question.serving == "merged" else question.num_hot * size
+    held = 0 if is_merged else question.num_hot * size
     needed = int(question.shape.parameters * each) + held
     shown = f"weights and hot adapters take {needed / GIB:.3g} GiB by formula, without what a pass needs"
     if question.memory_gib is not None and needed > question.memory_gib * GIB:
         return Fit("misses", f"{shown}, of {question.memory_gib:g}", size, memory_bytes=needed)
     state = " in 4 bits" if question.quantised_base else ""
-    gap = Gap(
-        f"latency and memory of {question.base_name}{state} on a {question.device}; {shown}", _any_command(question)
-    )
-    return Fit("not measured", gap.what, size, memory_bytes=needed, gaps=(gap,))
+    what = f"latency and memory of {question.base_name}{state} on a {question.device}; {shown}"
+    counts = "" if question.base_parameters is None else "; rows of it count once decision/bases.toml names it"
+    gap = Gap(f"{what}{counts}", _any_command(question))
+    return Fit("not measured", what, size, memory_bytes=needed, gaps=(gap,))
 
 
 def _refusal(facts: MethodFacts, candidate: Candidate, question: Question) -> str | None:
@@ -189,19 +200,27 @@ def _beyond(capacity: Capacity, candidate: Candidate, question: Question, is_bar
 
 
 def _without_capacity(
-    candidate: Candidate, question: Question, serving: Serving, points: Sequence[Point], size: int
+    candidate: Candidate,
+    question: Question,
+    points: Sequence[Point],
+    strains: Sequence[Strain],
+    size: int,
+    is_bare: bool,
 ) -> Fit:
+    """is_bare: the points are of adapters, which the bare base does no worse than."""
     found = covering(points, question)
     if not found:
         shown = f" with texts of {question.mean_tokens:g} tokens" if question.mean_tokens is not None and points else ""
         what = f"`{candidate.name}` was not measured in serving{shown}"
         return Fit("not measured", what, size, gaps=(Gap(what, _capacity_command(candidate, question)),))
-    lowest = min(found, key=lambda one: (one.p95_ms, one.source.case))
-    seen = f"the lowest p95 of `{candidate.name}` is {lowest.p95_ms:.3g} ms, at {lowest.texts_per_s:.3g} texts/s"
-    searched = serving.searched_limits.get(candidate.method)
-    if searched is not None and question.p95_ms is not None and searched >= question.p95_ms:
+    lowest, factor = min(found, key=lambda one: (one.p95_ms, one.source.case)), slower(strains)
+    p95_ms = factor * lowest.p95_ms
+    seen = f"the lowest p95 of `{candidate.name}` is {p95_ms:.3g} ms, at {lowest.texts_per_s:.3g} texts/s"
+    if not is_bare and are_lower_rates_tried(found, lowest):
         return Fit("misses", f"{seen}, and lower rates were tried", size, sources=(lowest.source,))
-    gap = Gap(f"{seen}; lower rates were not tried", _capacity_command(candidate, question))
+    assert question.p95_ms is not None, "without a limit any point will do; this is a bug"
+    calm = question.model_copy(update={"p95_ms": question.p95_ms / factor})
+    gap = Gap(f"{seen}; lower rates were not tried", _capacity_command(candidate, calm))
     return Fit("not measured", gap.what, size, gaps=(gap,), sources=(lowest.source,))
 
 
@@ -213,9 +232,11 @@ def _others(serving: Serving) -> list[Gap]:
 
 
 def _any_command(question: Question) -> str:
+    is_known, name = question.base_parameters is None, question.shape.id
+    folder = f"FOLDER-OF-{name.split('/')[-1]}" if is_known else "FOLDER-OF-THE-BASE"
     if question.device == "gpu":
-        return "make gpu-evidence" + ("" if question.base == "minilm" else f" BASE={question.shape.id}")
-    return f"adaptermux-loadtest run capacity --set base={question.shape.id}"
+        return "make gpu-evidence" + ("" if is_known and question.base == "minilm" else f" BASE={folder}")
+    return f"adaptermux-loadtest run capacity --set base={name if is_known else folder}"
 
 
 def _capacity_command(candidate: Candidate, question: Question, *changes: str) -> str:

@@ -28,7 +28,9 @@ class Chapter(Facts):
     settings: dict[str, str]
     says: str
     command: str
-    """What would measure it."""
+    """What would measure it; empty where nothing here would."""
+    needs: str = ""
+    """What the command's files would have to hold, or why there is no command."""
     reasons: tuple[Reason, ...] = Field(min_length=1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from decision.answer import Answer, percent
-from decision.question import Question
+from decision.question import Question, ask
 from decision.tree import Tree
 
 Form = Literal["md", "text", "json"]
@@ -15,13 +15,14 @@ FORMS: tuple[Form, ...] = ("md", "text", "json")
 
 
 def matrix(tree: Tree, question: Question, sizes: Sequence[int] = ()) -> dict[str, dict[int, Answer]]:
-    """Kind of task -> number of rows -> answer. question: everything else; sizes: all measured ones if not given."""
+    """Kind of task -> number of rows -> answer. question: everything else; sizes: all measured ones if not given.
+
+    Raises QuestionError where a size cannot be asked.
+    """
     chosen = sizes or sorted({size for quality in tree.qualities.values() for size in quality.sizes})
+    others = question.model_dump()
     return {
-        task_type: {
-            size: tree.answer(question.model_copy(update={"task_type": task_type, "train_rows": size}))
-            for size in chosen
-        }
+        task_type: {size: tree.answer(ask(others | {"task_type": task_type, "train_rows": size})) for size in chosen}
         for task_type in tree.task_types()
     }
 

@@ -46,6 +46,8 @@ class Point:
     dtype: str
     is_engine: bool
     """Passes of the engine alone, without HTTP."""
+    searched_p95_ms: float | None
+    """The limit of the search for the highest rate that this was a step of; the lowest of several."""
     source: Source
 
 
@@ -109,12 +111,6 @@ class Serving:
         self.missing_parts = _strains(cases, "cache")
         self.changes = _strains(cases, "swap")
         self.memory = _memory(memories)
-        self.searched_limits = {
-            method: max(
-                row.limit_p95_ms for row in latencies if row.limit_p95_ms is not None and _method(row) == method
-            )
-            for method in {_method(row) for row in latencies if row.limit_p95_ms is not None}
-        }
 
     def methods(self) -> list[str]:
         """Those that were measured by themselves."""
@@ -132,7 +128,7 @@ class Serving:
     def capacity(self, points: Iterable[Point], question: Question, strains: Sequence[Strain]) -> Capacity | None:
         """The highest rate that was seen within the limit, of cases no easier than asked; None: there is none."""
         fitting = covering(points, question)
-        p95_factor = max((strain.p95 for strain in strains), default=1.0)
+        p95_factor = slower(strains)
         rate_factor = min((strain.rate for strain in strains), default=1.0)
         limit = question.p95_ms
         held = [one for one in fitting if limit is None or one.p95_ms * p95_factor <= limit]
@@ -151,6 +147,25 @@ def covering(points: Iterable[Point], question: Question) -> list[Point]:
 
     # what a point stands for depends on itself alone, so that shorter texts or fewer adapters never lose one
     return [one for one in texts if one.num_hot >= min(question.num_hot, most_hot(one))]
+
+
+def are_lower_rates_tried(points: Iterable[Point], lowest: Point) -> bool:
+    """Whether a search of what is no harder went down to the lowest rates, and none had a lower p95 than this point.
+
+    It goes below a rate only where that missed its own limit: all the way down where all of them did.
+    """
+    return any(
+        one.searched_p95_ms is not None
+        and one.searched_p95_ms < lowest.p95_ms
+        and (one.adapter_bytes or 0) <= (lowest.adapter_bytes or 0)
+        and (one.mean_tokens or 0) <= (lowest.mean_tokens or 0)
+        for one in points
+    )
+
+
+def slower(strains: Sequence[Strain]) -> float:
+    """How many times the latency is what it is without them."""
+    return max((strain.p95 for strain in strains), default=1.0)
 
 
 def strain_of(strains: Sequence[Strain], amount: float) -> Strain | None:
@@ -210,6 +225,7 @@ class _Case:
         if p95 is None:
             return None
         tokens = [row.tokens_per_s / row.texts_per_s for row in self.rows if row.tokens_per_s and row.texts_per_s]
+        limits = [row.limit_p95_ms for row in self.rows if row.limit_p95_ms is not None]
         is_engine = first.target == ENGINE
         return Point(
             texts_per_s=self.rate(),
@@ -220,6 +236,7 @@ class _Case:
             adapter_bytes=first.hot_bytes / first.num_hot if first.hot_bytes and first.num_hot else None,
             dtype=first.dtype,
             is_engine=is_engine,
+            searched_p95_ms=min(limits, default=None),
             source=self.source,
         )
 

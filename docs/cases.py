@@ -54,11 +54,13 @@ def cases_part() -> str:
         parts += [f"## {case.title}", "", case.situation.strip(), ""]
         parts += ["```sh", f"adaptermux-decide ask {case.ask}", "```", "", "```text", found.text().rstrip(), "```", ""]
         parts += [_decided(found), "", "What changes it:", ""]
-        parts += ["| if | the answer | memory of a replica | because |", "|---|---|---|---|"]
+        head = ("if", "the answer", "memory of a replica", "replicas", "cost a month", "because")
+        parts += [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|---|"]
         for title, flags in case.others.items():
             other = answer(f"{case.ask} {flags}")
             because = shorten(other.because, LONGEST, placeholder=" …")
-            parts.append(f"| {title} (`{flags}`) | {_short(other)} | {_memory(other)} | {because} |")
+            cells = (f"{title} (`{flags}`)", _short(other), _memory(other), *_cost(other), because)
+            parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -122,12 +124,19 @@ def _decided(found: Answer) -> str:
     if not found.missing:
         return "Nothing is open."
     first = found.missing[0]
-    return f"What is open first: {first.what}. It is settled by `{first.command}`."
+    settled = f" It is settled by `{first.command}`." if first.command else ""
+    return f"What is open first: {first.what}.{settled}"
 
 
 def _memory(found: Answer) -> str:
     option = found.choice or next(iter(found.options), None)
     return NOTHING if option is None or option.memory_gib is None else f"{option.memory_gib:.3g} GiB"
+
+
+def _cost(found: Answer) -> tuple[str, str]:
+    """Replicas, and money a month."""
+    cost = None if found.choice is None else found.choice.cost
+    return (NOTHING, NOTHING) if cost is None else (f"{cost.replicas:,}", money(cost.per_month, cost.currency))
 
 
 def _short(found: Answer) -> str:

@@ -15,13 +15,26 @@ from starlette.requests import Request
 
 from server.activation import Activation, activate
 from server.desk import Visit
-from server.errors import AdaptermuxError, AdapterNotFound, ClientLeft, DeadlineExceeded, InvalidInput, TooManyInputs
+from server.errors import (
+    AdaptermuxError,
+    AdapterNotFound,
+    ClientLeft,
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidInput,
+    LoadFailed,
+    Overloaded,
+    TooManyInputs,
+)
 from server.jobs import Answer, Engine, Job
 from server.record import AdapterCard
 from server.tokenizer import Encoded, Side, Text, Tokenizer
 
 NUM_ATTEMPTS = 3
 """A version may be removed between the moment it is chosen and the moment it is used; then another is chosen."""
+
+NOT_CLASSIFIED = (AdapterNotFound, EngineStopped, LoadFailed, Overloaded)
+"""What the engine says of texts that it has done nothing for: they cost their tenant no tokens."""
 
 FEW_CHARACTERS = 1000
 """So many are tokenised on the spot: going to another thread and back takes longer (docs/log.md)."""
@@ -213,7 +226,11 @@ async def _classify(visit: Visit, card: AdapterCard, tokens: Tokens) -> Classifi
     jobs = [Job(card.adapter_id, card.version, one.token_ids, one.type_ids, visit.deadline) for one in encoded]
     num_tokens = sum(job.num_tokens for job in jobs)
     await visit.desk.quotas.count_tokens(visit.caller, num_tokens)
-    answers = await _run(visit.desk.engine, jobs)
+    try:
+        answers = await _run(visit.desk.engine, jobs)
+    except NOT_CLASSIFIED:
+        visit.desk.quotas.give_back_tokens(visit.caller, num_tokens)
+        raise
     classified = Classified(card, answers, num_tokens, tokenize_s * 1e3)
     _note(visit, classified)
     return classified

@@ -112,7 +112,10 @@ class Exchange:
             except Exception as error:
                 logs.bug("exchange_crashed", error)
             finally:
+                was_up = self.is_up
                 self._lose(link)
+            if not was_up:
+                time.sleep(AGAIN_S)
 
     def _take(self, link: Link, message: Message) -> None:
         if isinstance(message, Answered):

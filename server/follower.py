@@ -55,7 +55,9 @@ class Follower:
         if known:
             self._unfollow(restored.keys() - known.keys())
         have = {name: one.seen for name, one in restored.items() if one.followed in one.versions}
-        self._follow({name: look for name, look in known.items() if have.get(name) != _digest(look)})
+        pinned = {name for name, one in restored.items() if one.is_pinned}
+        names = sorted(known, key=lambda name: name not in pinned)  # those have their room before what is new
+        self._follow({name: known[name] for name in names if have.get(name) != _digest(known[name])})
 
     def start(self) -> None:
         if self._every_s > 0:

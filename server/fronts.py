@@ -131,6 +131,7 @@ class Front:
             "tiers": self._fronts.tiers,
             "count_request": self._fronts.quotas.count_request,
             "count_tokens": self._fronts.quotas.count_tokens,
+            "give_back_tokens": self._fronts.quotas.give_back_tokens,
             "fly": self._fly,
         }
 

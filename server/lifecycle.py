@@ -22,6 +22,7 @@ from server.errors import (
     AdapterRefused,
     Conflict,
     InvalidInput,
+    LoadFailed,
     PathEscape,
     ServiceError,
 )
@@ -70,7 +71,10 @@ class Lifecycle:
     ) -> Record:
         if source is None:
             with self._turn(adapter_id), self._lock:
-                return self._change(self._known(adapter_id), tags=tags, is_pinned=is_pinned)
+                record = self._known(adapter_id)
+                if is_pinned is not None and record.refusal is not None and record.refusal.code == LoadFailed.code:
+                    record = replace(record, refusal=None)  # it may be of the pin, and is listed again if it holds
+                return self._change(record, tags=tags, is_pinned=is_pinned)
 
         def take(card: AdapterCard) -> Record:
             record = self._catalog.get(adapter_id) or Record(adapter_id)
@@ -121,11 +125,16 @@ class Lifecycle:
     # -- what lies in the folder that is served --
 
     def restore(self) -> None:
-        """Begin with what the ledger says. A version that is not as it was is listed with the reason."""
+        """Begin with what the ledger says. A version that is not as it was is listed with the reason.
+
+        What is pinned has its room before anything that is new in the folder, as it had while the server ran.
+        """
         kept = self._ledger.read()
         self._ledger.tidy(kept)
         for adapter_id, one in kept.items():
             self._catalog.put(self._restored(adapter_id, one))
+        for record in self._catalog.all():
+            self._pin_again(record)
 
     def follow(self, root: Path, name: str) -> bool:
         """Serve what lies in a folder, new or changed, in place of what lay there before.
@@ -282,14 +291,17 @@ class Lifecycle:
         )
 
     def settle(self) -> None:
-        """After `restore` and the first look at the folder: let every id stand for something that is there."""
+        """After `restore` and the first look at the folder: let every id stand for something that is there.
+
+        What cannot be pinned any more is served all the same, and listed with the reason.
+        """
         with self._lock:
             for record in self._catalog.all():
                 settled = record.settled(self._catalog.trouble)
                 if settled.versions or settled.refusal is not None:
                     self._catalog.put(settled)
-                    if settled.is_pinned:
-                        self._pin(settled, Record(record.adapter_id))
+                    if (refusal := self._pin_again(settled)) is not None:
+                        self._refuse(record.adapter_id, refusal)
                 else:
                     self._catalog.remove(record.adapter_id)  # only tags were kept of it
 
@@ -339,6 +351,8 @@ class Lifecycle:
             for version in pinned:
                 self._store.unpin(key_of(adapter_id, version))
             raise
+        if (refusal := self._pin_again(record)) is not None:
+            record = self._refuse(adapter_id, refusal)
         served, stood_for = ({target.version for target in one.alias} for one in (record, before))
         for version in served:
             if stood_for and version not in stood_for:
@@ -371,6 +385,19 @@ class Lifecycle:
             raise
         return pinned
 
+    def _pin_again(self, record: Record) -> Refusal | None:
+        """Pin what is to be pinned already, and is not: of an earlier run, or registered anew after it was damaged.
+
+        Returns why where that cannot be, such as for want of room.
+        """
+        try:
+            for target in record.alias if record.is_pinned else ():
+                if target.version in record.versions:
+                    self._store.pin(key_of(record.adapter_id, target.version))
+        except AdaptermuxError as error:
+            return refusal_of(error)
+        return None
+
     def _save(self, record: Record) -> None:
         """Write down a record in place of the one that was, then let it be seen; one that holds nothing is removed."""
         adapter_id = record.adapter_id
@@ -382,14 +409,16 @@ class Lifecycle:
         else:
             self._catalog.remove(adapter_id)
 
-    def _refuse(self, name: str, refusal: Refusal) -> None:
+    def _refuse(self, name: str, refusal: Refusal) -> Record:
         """List why what lies in the folder is not served; what was served before still is, as far as it is there."""
         name = printable(name)
         with self._lock:
             record = self._catalog.get(name) or Record(name)
-            self._catalog.put(replace(record, refusal=refusal))
+            refused = replace(record, refusal=refusal)
+            self._catalog.put(refused)
         if refusal != record.refusal:  # what is tried again and again is told of once
             logs.event("adapter_refused", adapter_id=name, code=refusal.code, reason=refusal.reason)
+        return refused
 
 
 def _card(folder: AdapterFolder, source: str | None) -> AdapterCard:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from server import logs
 from server.messages import Message
 
 LENGTH = struct.Struct("<I")
@@ -62,6 +63,8 @@ class Link:
                 self._connection.sendall(LENGTH.pack(len(frame)) + frame)
         except OSError:
             pass  # the other side is gone
+        except Exception as error:  # what cannot be pickled
+            logs.bug("link_crashed", error)
         finally:
             self.end()  # who reads must notice too
 

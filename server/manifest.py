@@ -19,6 +19,8 @@ from server.errors import AdapterDamaged
 FILE_NAME = "adapter.json"
 SCHEMA = 1
 MAX_LABELS = 10_000
+MAX_NESTING = 50
+"""Levels of lists and objects that training facts may have: what nests deeper cannot be sent to another process."""
 TEMPERATURES = (1e-3, 1e3)
 ADAPTER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What an adapter, and so its folder, may be called."""
@@ -122,13 +124,18 @@ def parse(text: str) -> Manifest:
 
 def _training(record: object) -> TrainingFacts | None:
     """The training facts as far as they can be read: they inform, and never stop an adapter."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not _nests_within(MAX_NESTING, record):
         return None
     try:
         metrics = {name: _metric(**metric) for name, metric in record["metrics"].items()}
         return TrainingFacts(**{**record, "metrics": metrics})
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
+
+
+def _nests_within(num_levels: int, value: object) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is None or (num_levels > 0 and all(_nests_within(num_levels - 1, part) for part in parts))
 
 
 def _metric(value: float, low: float, high: float, num_rows: int) -> Metric:

@@ -27,6 +27,9 @@ class Accounts(Protocol):
     async def count_tokens(self, caller: Caller, num_tokens: int) -> None:
         """Take tokens from the tenant's account; raises QuotaExceeded."""
 
+    def give_back_tokens(self, caller: Caller, num_tokens: int) -> None:
+        """Put back what `count_tokens` took for texts that were not classified."""
+
     def in_flight(self, caller: Caller, num_texts: int) -> AbstractAsyncContextManager[None]:
         """While texts are classified; raises QuotaExceeded if there would be too many, TooManyInputs if always."""
 
@@ -51,6 +54,12 @@ class Quotas:
         with self._lock:
             if (account := self._account(caller)) is not None:
                 self._take(caller, (account.tokens, num_tokens))
+
+    def give_back_tokens(self, caller: Caller, num_tokens: int) -> None:
+        """Put back what `count_tokens` took for texts that were not classified."""
+        with self._lock:
+            if (account := self._account(caller)) is not None:
+                account.tokens.take(-num_tokens)
 
     @contextmanager
     def in_flight(self, caller: Caller, num_texts: int) -> Iterator[None]:
@@ -108,6 +117,9 @@ class OwnAccounts:
 
     async def count_tokens(self, caller: Caller, num_tokens: int) -> None:
         self._quotas.count_tokens(caller, num_tokens)
+
+    def give_back_tokens(self, caller: Caller, num_tokens: int) -> None:
+        self._quotas.give_back_tokens(caller, num_tokens)
 
     @asynccontextmanager
     async def in_flight(self, caller: Caller, num_texts: int) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from server.manifest import Manifest
 
 MOST_PREVIOUS = 20
 STATUSES = ("ready", "failed", "update_failed")
+UNREADABLE = "what it stood for cannot be read at the moment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ class Record:
         """Standing for something that is there. trouble: why the folder or bucket cannot be looked at."""
         alias = tuple(target for target in self.alias if target.version in self.versions)
         if trouble is not None and not (alias or self.lost) and (self.alias or not self.versions):
-            return replace(self, alias=(), refusal=trouble)  # what it stood for will be there again
+            # what it stood for will be there again; a tenant reads this, and `trouble` names the folder or bucket
+            return replace(self, alias=(), refusal=Refusal(trouble.code, UNREADABLE))
         if alias == self.alias and (alias or not self.versions):
             return self
         if not alias and self.versions:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from server import logs
@@ -184,6 +184,11 @@ class RemoteAccounts:
     async def count_tokens(self, caller: Caller, num_tokens: int) -> None:
         if caller.tenant is not None:
             await asyncio.wrap_future(self._exchange.call("count_tokens", caller, num_tokens))
+
+    def give_back_tokens(self, caller: Caller, num_tokens: int) -> None:
+        if caller.tenant is not None:
+            with suppress(EngineStopped):  # the next one's accounts are full
+                self._exchange.call("give_back_tokens", caller, num_tokens)
 
     @asynccontextmanager
     async def in_flight(self, caller: Caller, num_texts: int) -> AsyncIterator[None]:

@@ -23,10 +23,12 @@ MOST_SUSPECTS = 64
 class Outcome:
     """What became of a batch: logits or the reason for every text, in the order given.
 
+    num_passes: all that were run, those of adapters that failed lately on their own.
     fitting_tokens: the most that went well where memory was short, None where it was not.
     """
 
     answers: Sequence[Tensor | ServiceError]
+    num_passes: int
     num_splits: int
     has_failures: bool
     fitting_tokens: int | None
@@ -34,7 +36,7 @@ class Outcome:
     @property
     def went_well(self) -> bool:
         """Whether one pass answered all, so that its time says something of the device."""
-        return self.num_splits == 0 and not self.has_failures
+        return self.num_passes == 1 and not self.has_failures
 
 
 class Retries:
@@ -60,11 +62,12 @@ class Retries:
         answers: dict[int, Tensor | ServiceError] = {}
         pieces = self._pieces(batch)
         fitting, too_large = 0, 0  # tokens; of the largest piece that went well, of the smallest that did not fit
-        num_splits = num_failures = 0
+        num_passes = num_splits = num_failures = 0
         while pieces:
             piece = pieces.pop()
             part = [batch[index] for index in piece]
             outcome = self._try(part, is_first_failure=num_failures == 0)
+            num_passes += 1
             if not isinstance(outcome, ServiceError):
                 answers.update(zip(piece, outcome, strict=True))
                 self._suspects.difference_update(waiting.adapter.key for waiting in part)
@@ -85,6 +88,7 @@ class Retries:
                 num_splits += 1
         return Outcome(
             [answers[index] for index in range(len(batch))],
+            num_passes,
             num_splits,
             has_failures=num_failures > 0 or too_large > 0,
             fitting_tokens=(fitting or too_large // 2) if too_large else None,

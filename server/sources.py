@@ -221,7 +221,7 @@ def _parse_hub(text: str, allowed_roots: Sequence[str]) -> HubSource:
 def _check_allowed(text: str, place: str, allowed_roots: Sequence[str]) -> None:
     kind = place.partition(":")[0] + ":"
     roots = [root.rstrip("/") for root in allowed_roots]
-    if not any(root in (kind, place) or place.startswith(f"{root}/") for root in roots if root.startswith(kind)):
+    if not any(root in (kind, place, text) or place.startswith(f"{root}/") for root in roots if root.startswith(kind)):
         raise SourceForbidden(f"`{text}` is below no source that this server may read; --source-root allows one")
 
 

@@ -164,9 +164,13 @@ class Store:
             self._give_back(self._busy[adapter], adapter)
 
     def pin(self, key: str) -> None:
-        """Load a known version and keep it, whoever else wants the room. Raises LoadFailed where none would be left."""
+        """Load a version and keep it, whoever else wants the room.
+
+        Raises AdapterNotFound, and LoadFailed where no room would be left for others.
+        """
         with self._changing():
-            entry = self._entries[key]
+            if (entry := self._entries.get(key)) is None:
+                raise AdapterNotFound(f"adapter `{key}` is not known")
             if entry.is_pinned:
                 return
             largest = max(other.num_bytes for other in self._entries.values())

@@ -100,7 +100,8 @@ def check_digest(weights: WeightsFile, sha256: str) -> None:
 def read_block(weights: WeightsFile, sha256: str) -> Tensor:
     """The weights of a whole file as it was when its digest was taken: uint8 [bytes], finite.
 
-    Raises AdapterDamaged, and OSError where the file cannot be read at the moment.
+    Raises AdapterDamaged, and OSError where the file cannot be read at the moment or is not there: its folder may be
+    mounted again.
     """
     name = weights.path.name
     try:
@@ -111,8 +112,8 @@ def read_block(weights: WeightsFile, sha256: str) -> Tensor:
             block = _fill(file, weights.num_bytes)
             digest.update(block.numpy().data)
             digest.update(file.read(1))  # nothing, unless the file grew
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise AdapterDamaged(f"`{name}` is gone: {error.strerror}") from error
+    except IsADirectoryError as error:
+        raise AdapterDamaged(f"`{name}` is not a file any more: {error.strerror}") from error
     if digest.hexdigest() != sha256:
         raise AdapterDamaged(_other_digest(weights.path, digest.hexdigest(), sha256))
     if not bool(torch.isfinite(_as_one(block, weights)).all()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import time
@@ -440,6 +441,24 @@ def test_a_threshold_is_read_at_its_limits_and_is_a_half_where_none_is_written(
 def test_a_manifest_that_is_no_manifest_is_damaged(root: Path, bert_base: BaseModel, text: str) -> None:
     (root / "good" / "adapter.json").write_text(text)
     refused(root, bert_base, AdapterDamaged, "adapter.json")
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "is_kept"), [(manifest.MAX_NESTING, True), (manifest.MAX_NESTING + 1, False), (600, False)]
+)
+def test_training_facts_that_nest_too_deep_are_left_out_so_that_a_manifest_can_be_sent(
+    root: Path, bert_base: BaseModel, num_levels: int, is_kept: bool
+) -> None:
+    add_manifest(root / "good", bert_base)
+    path = root / "good" / "adapter.json"
+    names = ("data_set", "num_train_rows", "num_validation_rows", "seed", "train_s", "code_version", "created")
+    facts = dict.fromkeys(names, 1) | {"recipe": {"deep": "HERE"}, "metrics": {}, "library_versions": {}}
+    text = json.dumps(json.loads(path.read_text()) | {"training": facts})
+    num_lists = num_levels - 2  # the facts and the recipe are a level each
+    path.write_text(text.replace('"HERE"', "[" * num_lists + "]" * num_lists))
+    read = adapter_folder.read(root, "good", bert_base).manifest
+    assert (read.training is not None) == is_kept
+    assert pickle.loads(pickle.dumps(read)) == read
 
 
 @pytest.mark.parametrize(

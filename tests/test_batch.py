@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.base_model import BaseModel
+from server.jobs import Answer, Job
 from server.routes import batch
 from server.service import Service
 from tests.seeded import make_adapter, peft_configs
@@ -139,6 +142,35 @@ def test_the_lines_of_a_client_that_leaves_are_dropped(url: str, service: Servic
         for number in range(200):
             connection.sendall(chunk(line(number, inputs=["word1 " * 50] * 8, truncate=True)))
     until(lambda: service.engine.health().num_waiting == 0)
+
+
+def test_a_stream_that_is_cut_off_leaves_no_line_running(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Future[Answer]] = []
+
+    def never_answered(job: Job) -> Future[Answer]:
+        asked.append(Future())
+        return asked[-1]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": line(0) * 200, "more_body": True}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        pass
+
+    async def cut_off() -> None:
+        address = {"method": "POST", "path": batch.PATH, "raw_path": batch.PATH.encode(), "query_string": b""}
+        scope = {"type": "http", "http_version": "1.1", "scheme": "http", "headers": [], "state": {}, **address}
+        answering = asyncio.ensure_future(create_app(service.desk, MAX_BODY_BYTES)(scope, receive, send))
+        async with asyncio.timeout(LIMIT_S):
+            while len(asked) < batch.LINES_IN_FLIGHT + 2:  # one is being written, and one waits for room
+                await asyncio.sleep(0)
+            answering.cancel()
+            await asyncio.wait([answering])
+            while not all(answer.cancelled() for answer in asked):
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(service.engine, "submit", never_answered)
+    asyncio.run(cut_off())
 
 
 def test_a_client_that_only_sends_is_told_where_it_was_cut_off(

@@ -490,6 +490,17 @@ def test_a_key_sees_what_it_may_see(running: Browser, keyed: str) -> None:
         assert page.locator("#key").is_visible()
 
 
+def test_behind_a_router_that_hides_metrics_the_rest_is_shown(running: Browser, address: str) -> None:
+    with open_page(running, allowed=("404 (Not Found)",)) as page:
+        page.route("**/metrics", lambda route: route.fulfill(status=404, body="<h1>404 Not Found</h1>"))
+        page.goto(address)
+        page.wait_for_selector("#live-note")
+        assert "not through the router" in seen_text(page, "#live-note")
+        assert "not through the router" in seen_text(page, "#table-note")
+        assert page.locator("#trouble .notice").count() == 0
+        assert len(rows(page)) == 9
+
+
 def test_a_key_that_is_revoked_closes_the_page(
     running: Browser, service: Service, adapters: Path, bert_base: BaseModel, tmp_path: Path
 ) -> None:

@@ -7,9 +7,10 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from server.errors import DataError
@@ -45,6 +46,18 @@ def test_missing_splits_are_cut_from_train_and_never_overlap(tmp_path: Path) -> 
     assert sum(map(len, parts)) == len(set.union(*parts)) == 300
     assert len(splits.test) == 60
     assert splits.labels == ("label0", "label1", "label2")
+
+
+@given(st.lists(st.integers(0, 30), min_size=40, max_size=200), st.integers(0, 3))
+def test_a_text_that_is_there_many_times_lies_on_one_side(numbers: list[int], seed: int) -> None:
+    assume(len(set(numbers)) > 10)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "all.csv"
+        path.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in [*numbers, 0, 1]))
+        splits = load(str(path), None, seed)
+    parts = [{row.text for row in part} for part in (splits.train, splits.validation, splits.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len({*numbers, 0, 1})
+    assert sum(map(len, splits.by_name().values())) == len(numbers) + 2
 
 
 def test_the_test_rows_of_one_file_do_not_change_with_the_seed(tmp_path: Path) -> None:
@@ -169,6 +182,7 @@ def test_blanks_and_columns_without_a_name_in_a_csv_file_change_nothing(tmp_path
         ('{"text": "a", "label": "x", "label": "y"}', "line 2 cannot be read: it has `label` twice"),
         (r'{"text": "a", "label": "\ud800"}', "line 2 cannot be read: "),
         ('["a"]', "line 2 is not an object"),
+        ('{"text": "a"}', "row 2: `label` is empty"),
         ('{"text": 5, "label": "x"}', "row 2: `text` is 5, not text"),
         ('{"text": "a", "text_pair": ["b"], "label": "x"}', "row 2: `text_pair` is ['b'], not text"),
         ('{"text": "a", "text_pair": NaN, "label": "x"}', "row 2: `text_pair` is nan, not text"),
@@ -224,9 +238,9 @@ def test_a_column_serves_for_one_thing(tmp_path: Path, columns: Columns, words: 
 
 
 def test_a_text_is_not_paired_with_itself(tmp_path: Path) -> None:
-    (tmp_path / "all.csv").write_text("sentence1,sentence2,label\n" + "".join(f"a,b,{i % 2}\n" for i in range(30)))
+    (tmp_path / "all.csv").write_text("sentence1,sentence2,label\n" + "".join(f"a,b{i},{i % 2}\n" for i in range(30)))
     splits = load(str(tmp_path / "all.csv"), None, seed=0, columns=Columns(text="sentence2"))
-    assert {(row.text, row.text_pair) for row in splits.train} == {("b", None)}
+    assert {(row.text[0], row.text_pair) for row in splits.train} == {("b", None)}
 
 
 @pytest.mark.parametrize("header", ["text,hypothesis,label", "text,other,label", "text,text_pair,category"])
@@ -450,7 +464,7 @@ def test_labels_that_can_be_read_in_two_ways_are_refused_with_the_place(
 def test_more_labels_than_a_server_reads_are_refused(tmp_path: Path) -> None:
     for count in (MAX_LABELS, MAX_LABELS + 1):
         path = tmp_path / f"{count}.csv"
-        path.write_text(HEADER + "".join(f"text,{i}\n" for i in range(count)))
+        path.write_text(HEADER + "".join(f"text {i},{i}\n" for i in range(count)))
         if count == MAX_LABELS:
             assert len(load(str(path), None, seed=0).labels) == count
         else:
@@ -534,7 +548,7 @@ def test_labels_that_do_not_fit_the_problem_are_refused_with_the_place(
     tmp_path: Path, problem_type: Asked, label: str, words: str | None
 ) -> None:
     first = "3" if problem_type == "regression" else "a"
-    (tmp_path / "all.csv").write_text(HEADER + (f"hello,{first}\nhi,{label}\n" * 9))
+    (tmp_path / "all.csv").write_text(HEADER + "".join(f"hello {i},{first}\nhi {i},{label}\n" for i in range(9)))
     if words is None:
         assert load(str(tmp_path / "all.csv"), None, seed=0, problem_type=problem_type).test
     else:

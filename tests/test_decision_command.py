@@ -167,6 +167,15 @@ def test_the_matrix_has_a_row_a_kind_of_task_and_a_column_a_size(
     assert [line.split(" ")[1] for line in table[2:4]] == ["topic", "pair"]
     assert run(folder, "matrix", "--format", "json", "--rows", "50") == 0
     assert json.loads(capsys.readouterr().out)["topic"]["50"]["confidence"] in ("low", "none")
+    assert run(folder, "matrix", "--rows", "0") == 2
+    assert "`train_rows`: Input should be greater than or equal to 1, not 0" in capsys.readouterr().err
+
+
+def test_where_no_command_measures_it_none_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "ask", "--task-type", "generation", "--train-rows", "500") == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = next(index for index, line in enumerate(lines) if "measures no generation" in line)
+    assert all(line.startswith("  - ") for line in lines[place : place + 2])
 
 
 @pytest.fixture(scope="module")

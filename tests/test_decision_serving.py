@@ -22,8 +22,11 @@ MIB = 2**20
 BASE = memory(10, 600 * MIB)
 IA3 = Candidate("ia3", "ia3", {}, {}, 13_824, 2_310, 6, 64_536, 1.0)
 LARGE = Candidate("lora-all-8", "lora", {"rank": 8, "all_linears": 1}, {}, 331_776, 2_310, 6, 1_336_344, 1.0)
+SMALL = Candidate("lora-qv-8", "lora", {"rank": 8}, {}, 73_728, 2_310, 6, 304_152, 1.0)
 PROBE = Candidate("probe", "probe", {}, {}, 0, 2_310, 6, 9_240, 1.0)
 PREFIX = Candidate("prefix-16", "prefix", {"length": 16}, {}, 73_728, 2_310, 6, 304_000, 1.0)
+
+SERVINGS = ("mixed", "merged")
 
 
 def asked(**given: Any) -> Question:
@@ -57,6 +60,56 @@ def test_a_limit_that_no_row_meets_is_not_measured_until_a_search_for_it_has_fai
     tried = latency("ia3", 1, 5, 15, limit_p95_ms=10.0, scenario="capacity")
     assert fitted([*rows, tried], p95_ms=10).status == "misses"
     assert fitted([*rows, tried], p95_ms=15).status == "meets"
+
+
+@pytest.mark.parametrize(
+    ("searches", "asked_ms", "status"),
+    [
+        ([(100, 80, 90)], 50, "not measured"),  # it held at once, and went up
+        ([(50, 160, 60), (50, 80, 50)], 20, "not measured"),
+        ([(20, 80, 400), (20, 1, 60)], 50, "misses"),  # it went down to 1/s
+        ([(20, 80, 400), (20, 1, 60)], 10, "misses"),
+        ([(100, 80, 90), (20, 80, 90), (20, 1, 60)], 50, "misses"),
+    ],
+)
+def test_a_search_tried_lower_rates_only_where_it_never_met_its_own_limit(
+    searches: list[tuple[float, float, float]], asked_ms: float, status: str
+) -> None:
+    rows = [
+        latency("ia3", 1, rate, p95_ms, limit_p95_ms=limit, scenario="capacity") for limit, rate, p95_ms in searches
+    ]
+    found = fitted([BASE, *rows], p95_ms=asked_ms)
+    assert found.status == status
+    assert ("lower rates were tried" in found.why) == (status == "misses")
+
+
+def test_a_search_of_what_is_harder_or_other_says_nothing_of_lower_rates() -> None:
+    failed = latency("ia3", 1, 1, 60, limit_p95_ms=20.0, scenario="capacity")
+    texts = {"texts": {"kind": "fixed", "num_tokens": 64}}
+    long = latency("ia3", 1, 90, 80, workload=texts, tokens_per_s=90 * 64)
+    assert fitted([BASE, failed, long], p95_ms=50, mean_tokens=64).status == "not measured"
+    longer = latency("ia3", 1, 1, 90, workload=texts, tokens_per_s=64, limit_p95_ms=20.0, case="64")
+    assert fitted([BASE, latency("ia3", 1, 90, 80), longer], p95_ms=50, mean_tokens=20).status == "not measured"
+    larger = latency("lora", 8, 1, 90, hot_bytes=8 * 1_340_000, limit_p95_ms=20.0)
+    sized = [BASE, latency("lora", 8, 90, 80, hot_bytes=8 * 340_000), larger]
+    assert fitted(sized, SMALL, p95_ms=50).status == "not measured"
+    assert fitted(sized, LARGE, p95_ms=50).status == "misses"
+    assert fitted([BASE, failed], p95_ms=50).status == "misses"
+    assert fitted([BASE, failed], PROBE, p95_ms=50).status == "not measured"
+    assert fitted([BASE, failed], p95_ms=50, serving="merged").status == "not measured"
+
+
+def test_the_search_that_would_tell_leaves_room_for_what_strains_the_service() -> None:
+    rows: list[Row] = [BASE, latency("ia3", 1, 80, 30, limit_p95_ms=50.0, scenario="capacity")]
+    for per_s, p95 in ((0, 50.0), (10, 100.0)):
+        changes = {"load": 10 * per_s} if per_s else {}
+        rows.append(latency("lora", 64, 60, p95, scenario="swap", case=f"{per_s}", changes=changes))
+    given: dict[str, Any] = {"p95_ms": 55, "swaps_per_hour": 36_000}
+    found = fitted(rows, **given)
+    assert found.status == "not measured"
+    assert "60 ms" in found.why
+    assert "limit_p95_ms=27.5" in found.gaps[0].command
+    assert fitted([*rows, latency("ia3", 1, 40, 27, limit_p95_ms=27.5)], **given).status == "meets"
 
 
 def test_runs_of_one_scenario_with_other_adapters_are_no_repeats_of_each_other() -> None:
@@ -172,6 +225,15 @@ def test_merged_serving_takes_a_service_a_hot_adapter_and_only_what_can_be_merge
     assert fitted(rows, PROBE, serving="merged", locked_base=True).status == "meets"
 
 
+def test_what_acts_behind_the_base_is_not_merged_and_shares_one_service() -> None:
+    mixed, merged = (fitted([BASE, latency("ia3", 1, 400, 20)], PROBE, adapters=50, serving=one) for one in SERVINGS)
+    assert merged.cost == mixed.cost
+    assert merged.cost is not None
+    assert merged.cost.replicas == 1
+    by_formula = [fitted([], PROBE, adapters=50, serving=one).memory_bytes for one in SERVINGS]
+    assert by_formula[0] == by_formula[1]
+
+
 def test_a_base_that_was_not_measured_is_counted_by_formula_only() -> None:
     found = fitted([BASE], base="mistral-7b", device="gpu", memory_gib=24)
     assert found.status == "not measured"
@@ -181,6 +243,32 @@ def test_a_base_that_was_not_measured_is_counted_by_formula_only() -> None:
     quarter = fitted([BASE], base="mistral-7b", device="gpu", memory_gib=12, quantised_base=True)
     assert quarter.memory_bytes is not None
     assert quarter.memory_bytes < 4 * 2**30
+    assert [gap.command for gap in quarter.gaps] == ["make gpu-evidence BASE=FOLDER-OF-Mistral-7B-v0.3"]
+    assert fitted([], device="gpu").gaps[0].command == "make gpu-evidence"
+
+
+@pytest.mark.parametrize(
+    ("device", "command"),
+    [
+        ("cpu", "adaptermux-loadtest run capacity --set base=FOLDER-OF-THE-BASE"),
+        ("gpu", "make gpu-evidence BASE=FOLDER-OF-THE-BASE"),
+    ],
+)
+def test_a_base_known_by_its_parameters_only_is_not_answered_from_the_rows_of_its_neighbour(
+    device: str, command: str
+) -> None:
+    rows = [BASE, latency("ia3", 1, 400, 20)]
+    rows += [
+        memory(10, 1, device="cuda:0", device_bytes=200 * MIB),
+        latency("ia3", 1, 4000, 2, device="cuda:0"),
+    ]
+    assert fitted(rows, device=device).status == "meets"
+    found = fitted(rows, device=device, base_parameters=25e6)
+    assert found.status == "not measured"
+    assert found.capacity is None
+    [gap] = found.gaps
+    assert "latency and memory of 2.5e+07 parameters" in gap.what
+    assert gap.command == command
 
 
 def test_passes_of_the_engine_stand_for_a_service_at_twice_their_time_and_it_is_said() -> None:
@@ -203,13 +291,13 @@ def test_rows_of_another_machine_are_left_out_and_named() -> None:
 
 def test_replicas_leave_headroom_and_money_follows() -> None:
     prices = planted.PRICES.model_copy(update={"headroom": 0.5, "cpu_per_hour": 2.0, "hours_per_month": 100})
-    cost = cost_of(asked(rps=200, adapters=4), prices, rate_per_s=100, stored_bytes=0)
+    cost = cost_of(asked(rps=200, adapters=4), prices, rate_per_s=100, stored_bytes=0, is_merged=False)
     assert cost.replicas == 4
     assert cost.utilisation == 0.5
     assert cost.per_month == 800
     assert cost.per_adapter_month == 200
     assert cost.per_million_requests == pytest.approx(800 / (200 * 3600 * 100) * 1e6)
-    assert cost_of(asked(rps=200.1), prices, 100, 0).replicas == 5
+    assert cost_of(asked(rps=200.1), prices, 100, 0, is_merged=False).replicas == 5
 
 
 @pytest.mark.parametrize("candidate", [IA3, LARGE, PROBE, PREFIX])

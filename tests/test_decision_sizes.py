@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from decision.rows import BASELINES
 from server.families import family_of
 from server.methods import method_named
 from server.methods import methods as served_methods
+from training.command import make_parser
 from training.footprint import footprint
 from training.grid_plan import read_plan
 from training.options import options_of
 
-PLAN = read_plan(Path(__file__).parent.parent / "training" / "plans" / "cpu.toml")
+ROOT = Path(__file__).parent.parent
+PLAN = read_plan(ROOT / "training" / "plans" / "cpu.toml")
 TRAINED = [(one.method, dict(one.options)) for one in PLAN.candidates if one.method not in BASELINES]
 PUBLISHED = [(chapter.method, dict(chapter.options)) for chapter in chapters().values()]
 
@@ -83,3 +86,17 @@ def test_an_unknown_base_has_the_shape_of_the_nearest_one_and_its_own_parameters
     found = nearest(6.5e9)
     assert found.hidden == bases()["mistral-7b"].hidden
     assert found.parameters == 6_500_000_000
+    assert found.id not in {base.id for base in bases().values()}
+
+
+@pytest.mark.parametrize("name", chapters())
+def test_what_would_measure_a_chapter_of_the_literature_is_a_command_or_there_is_none(name: str) -> None:
+    chapter = chapters()[name]
+    if not chapter.command:
+        assert chapter.needs
+        return
+    program, *arguments = shlex.split(chapter.command)
+    assert program == "adaptermux-train"
+    assert make_parser().parse_args(arguments)
+    [plan] = [arguments[arguments.index("--plan") + 1]] if "--plan" in arguments else [None]
+    assert plan is None or (ROOT / plan).exists() or f"{plan}: " in chapter.needs

@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from decision.answer import Answer, QualityBasis
+from decision.answer import Answer, QualityBasis, money
 from decision.base_shape import bases
+from decision.comparison import non_inferiority
 from decision.cost import Prices
 from decision.errors import FactsError, QuestionError
 from decision.evidence import Evidence
 from decision.question import Question, ask
-from decision.rows import LatencyRow, QualityRow, Row, Writer
+from decision.rows import LatencyRow, Predictions, QualityRow, Row, Writer
 from decision.tree import Branch, Shortlist, Tree
+from docs import cases
 from tests import planted
 from tests.test_decision_quality import twin
 
@@ -187,6 +191,47 @@ def test_a_probe_that_does_as_well_as_the_yardstick_is_the_first_thing_to_be_sai
     assert "probe" in linear[1].basis[0].candidates
     assert answers[1].choice is not None
     assert answers[1].choice.candidate == "probe"
+
+
+@pytest.mark.parametrize(("num_more", "said"), [(0, "as good, and"), (3, "good enough too, and")])
+def test_a_runner_up_is_as_good_only_where_it_is_shown_to_lose_no_more_than_the_margin_to_the_choice(
+    num_more: int, said: str
+) -> None:
+    trec = [row for row in planted.quality() if isinstance(row, QualityRow) and row.task == "trec"]
+    own = [row for row in trec if (row.candidate, row.train_rows) == ("lora-qv-8", 500)]
+    better = twin(own, "lora-qv-8", "tiny", "ia3", 100)
+    always_wrong = np.flatnonzero(~np.any([row.predictions.right() for row in own], axis=0))[:num_more]
+    assert len(always_wrong) == num_more
+    better = [row.model_copy(update={"predictions": corrected(row.predictions, always_wrong)}) for row in better]
+    tree = planted.tree_of([*own, *better, *planted.serving()])
+    answer = tree.answer(Question(task_type="topic", train_rows=500))
+    assert answer.choice is not None
+    assert answer.choice.candidate == "tiny"
+    assert answer.runner_up is not None
+    assert answer.runner_up.quality == "not worse"
+    assert answer.runner_up_because.startswith(said)
+    difference = tree.qualities["topic"].difference("lora-qv-8", "tiny", 500)
+    assert difference is not None
+    assert (non_inferiority(difference) == "not worse") == (num_more == 0)
+
+
+def corrected(predictions: Predictions, places: NDArray[np.int64]) -> Predictions:
+    """Right at these places of the test too."""
+    answered, right = predictions.labels(), predictions.right()
+    right[places] = True
+    packed = Predictions.pack(answered, np.where(right, answered, answered + 1))
+    return packed.model_copy(update={"truth_sha256": predictions.truth_sha256})
+
+
+def test_what_changes_a_case_is_told_with_its_replicas_and_money() -> None:
+    [merged] = [line for line in cases.cases_part().splitlines() if "`--serving merged`" in line]
+    [asked] = [case.ask for case in cases.cases().values() if "--serving merged" in case.others.values()]
+    choice = cases.answer(f"{asked} --serving merged").choice
+    assert choice is not None
+    assert choice.cost is not None
+    cells = [cell.strip() for cell in merged.split("|")]
+    assert cells[4:6] == [f"{choice.cost.replicas}", money(choice.cost.per_month, choice.cost.currency)]
+    assert choice.cost.replicas >= 50
 
 
 def test_without_the_rows_of_a_method_it_says_what_is_missing() -> None:

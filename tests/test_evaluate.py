@@ -171,17 +171,21 @@ def test_every_method_can_be_measured(
         assert report["metrics"]["accuracy"]["value"] == ran.metrics["test_accuracy"].value
 
 
-@pytest.mark.parametrize(("kind", "column"), [("multi_label", "labels"), ("regression", "score")])
+@pytest.mark.parametrize(
+    ("kind", "column", "precision"),
+    [("multi_label", "labels", "float32"), ("regression", "score", "float32"), ("regression", "score", "bfloat16")],
+)
 def test_several_labels_and_numbers_have_their_own_figures(
     kind: str,
     column: str,
+    precision: str,
     base_folders: dict[str, Path],
     attributes: Path,
-    recipe: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, base = tmp_path / "attributes", base_folders["bert"]
+    folder, base, recipe = tmp_path / "attributes", base_folders["bert"], tmp_path / "recipe.toml"
+    recipe.write_text(f'epochs = 4\nmax_length = 32\nprecision = "{precision}"\n')
     columns = ("--label-column", column, "--data", attributes)
     train(*columns, "--method", "lora", "--base", base, "--recipe", recipe, "--output", folder, "--problem-type", kind)
     report = report_of(capsys, folder, *columns, "--base", base, "--output", tmp_path / "report")
@@ -199,6 +203,23 @@ def test_several_labels_and_numbers_have_their_own_figures(
         assert report["trust"] is None
         assert names == {"report.json", "answers.csv", "answers.png"}
     assert evaluate(folder, *columns, "--base", base) == 0
+
+
+def test_numbers_are_looked_for_in_the_column_that_the_adapter_has_learned(
+    base_folders: dict[str, Path], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"  # by itself, `regression` takes `score` for the number
+    lines = ({"text": f"word{i} word{i + 1}", "label": i + 0.5, "score": -i - 0.25} for i in range(60))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    folder, base = tmp_path / "adapter", base_folders["bert"]
+    train("--data", rows, "--method", "head", "--base", base, "--recipe", recipe, "--output", folder)
+    assert read_manifest(folder).labels == ("label",)
+    assert evaluate(folder, "--data", rows, "--base", base, "--output", tmp_path / "report") == 0
+    with (tmp_path / "report" / "answers.csv").open(encoding="utf-8", newline="") as file:
+        assert [float(row["truth"]) for row in csv.DictReader(file)] == [i + 0.5 for i in range(60)]
+    rows.write_text(rows.read_text().replace("label", "price"), encoding="utf-8")
+    assert evaluate(folder, "--data", rows, "--base", base) == 1
+    assert "`label`" in capsys.readouterr().err
 
 
 def test_labels_that_the_adapter_does_not_know_are_told_with_the_near_one(

@@ -147,6 +147,21 @@ def test_every_candidate_has_its_trials_and_every_final_run_its_figures(whole: P
     assert small.adapter_bytes > 4 * (small.num_adapter_parameters + small.num_head_parameters)
 
 
+def test_what_is_not_tuned_has_its_usual_settings_and_one_measurement_is_at_the_end(
+    plan: GridPlan, data_root: Path, tmp_path: Path
+) -> None:
+    candidates = [
+        one.model_copy(update={"tune": {}}) for one in plan.candidates if one.name in ("words", "probe", "small")
+    ]
+    untuned = plan.model_copy(update={"candidates": candidates, "num_evaluations": 1, "final_seeds": [0]})
+    results = tmp_path / "quality.jsonl"
+    assert run_grid(untuned, data_root, results, Here(), "by hand").failures == []
+    found = {row.method: row for row in quality(read_trained(results))}
+    assert set(found) == {"words", "probe", "lora"}
+    assert found["words"].recipe == found["probe"].recipe == {"strength": 10.0}
+    assert [step for step, _ in found["lora"].curve] == [found["lora"].num_steps]
+
+
 def test_final_runs_have_what_was_chosen_in_the_trials(whole: Path, plan: GridPlan, data_root: Path) -> None:
     rows = finished(whole)
     for group in groups(plan, data_root):

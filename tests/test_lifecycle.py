@@ -22,7 +22,9 @@ from server.residency import key_of
 from server.service import Service
 from server.settings import Settings
 from server.watch import FolderRoot, Listing
+from server.weights_file import read_header
 from tests.seeded import make_adapter, peft_configs
+from tests.serving import until
 from tests.test_adapter_folder import add_manifest
 
 CONFIGS = ("lora-qv", "ia3-paper", "head")
@@ -336,6 +338,29 @@ def test_a_folder_that_cannot_be_read_takes_nothing_away(start: Start, made: Pat
         assert client.get("/v1/adapters").json()["trouble"] is None
 
 
+def test_what_is_loaded_while_its_folder_is_not_mounted_fails_until_it_is_again(
+    start: Start, made: Path, served: Path
+) -> None:
+    shutil.copytree(made / "v0", served / "one")
+    with start() as (service, client):
+        version = ask(client, "one")["version"]
+        served.rename(served.with_name("away"))
+        served.mkdir()  # what is left of a folder that was mounted
+        look(service)
+        service.store.retire(key_of("one", version))
+        assert ask(client, "one", status=503)["code"] == "load_failed"
+        served.rmdir()
+        served.with_name("away").rename(served)
+        look(service)
+        assert ask(client, "one")["version"] == version
+        assert status_of(client, "one") == "ready"
+        shutil.rmtree(served / "one")
+        service.store.retire(key_of("one", version))
+        ask(client, "one", status=503)
+        look(service)
+        ask(client, "one", status=404)
+
+
 def test_an_id_may_have_a_folder_and_fetched_versions(start: Start, made: Path, served: Path) -> None:
     shutil.copytree(made / "v0", served / "one")
     with start() as (service, client):
@@ -363,6 +388,72 @@ def test_a_version_that_turns_out_damaged_is_told_and_can_be_put_again(start: St
         assert status_of(client, "topics") == "failed"
         put(client, "topics", made / "v0")
         assert ask(client, "topics")["version"] == version
+        assert status_of(client, "topics") == "ready"
+
+
+@pytest.mark.parametrize("more", [{}, {"pinned": True}])
+def test_a_damaged_version_that_is_put_again_is_pinned_as_it_was(
+    start: Start, made: Path, more: dict[str, bool]
+) -> None:
+    with start() as (service, client):
+        version = put(client, "topics", made / "v0", pinned=True)["version"]
+        place = service.lifecycle._ledger.folder_of("topics", version) / "adapter_model.safetensors"
+    place.write_bytes(place.read_bytes()[:-4] + b"\0\0\0\1")
+    with start() as (service, client):
+        until(lambda: status_of(client, "topics") == "failed")
+        assert put(client, "topics", made / "v0", **more)["status"] == "ready"
+        assert [one.is_pinned for one in service.store.residents()] == [True]
+        put(client, "topics", pinned=False)
+        assert [one.is_pinned for one in service.store.residents()] == [False]
+
+
+def num_bytes(folder: Path) -> int:
+    return read_header(folder / "adapter_model.safetensors").num_bytes
+
+
+@pytest.mark.parametrize("is_fetched", [True, False])
+def test_what_is_pinned_keeps_its_room_over_a_restart_whatever_has_come_into_the_folder(
+    start: Start, made: Path, served: Path, is_fetched: bool
+) -> None:
+    small, large = sorted((made / f"v{number}" for number in range(3)), key=num_bytes)[1:]
+    room = max(2 * num_bytes(small), num_bytes(large))
+    if not is_fetched:
+        shutil.copytree(small, served / "topics")
+    with start(adapter_bytes=room) as (service, client):
+        put(client, "topics", small if is_fetched else None, pinned=True)
+        shutil.copytree(large, served / "large")
+        look(service)
+        before = client.get("/v1/adapters").json()["adapters"]
+        assert {one["adapter_id"]: one["status"] for one in before} == {"large": "failed", "topics": "ready"}
+    with start(adapter_bytes=room) as (service, client):
+        until(lambda: service.store.stats().num_resident == 1)
+        found = client.get("/v1/adapters").json()["adapters"]
+        assert [(one["status"], one["refusal"]) for one in found] == [(one["status"], one["refusal"]) for one in before]
+        assert [(one.adapter_id, one.is_pinned) for one in service.store.residents()] == [("topics", True)]
+
+
+@pytest.mark.parametrize("is_fetched", [True, False])
+def test_what_cannot_be_pinned_any_more_is_served_and_listed_with_the_reason(
+    start: Start, made: Path, served: Path, is_fetched: bool
+) -> None:
+    room = num_bytes(made / "v0")
+    if not is_fetched:
+        shutil.copytree(made / "v0", served / "topics")
+    with start() as (_, client):
+        put(client, "topics", made / "v0" if is_fetched else None, pinned=True)
+    with start(adapter_bytes=room) as (service, client):  # less than it had
+        ask(client, "topics")
+        for entry in (
+            client.get("/v1/adapters/topics").json(),
+            put(client, "topics", tags=["x"]),
+            put(client, "topics", pinned=True),
+        ):
+            assert (entry["status"], entry["pinned"]) == ("update_failed", True)
+            assert "would leave no room" in entry["refusal"]["reason"]
+        assert not any(one.is_pinned for one in service.store.residents())
+        unpinned = put(client, "topics", pinned=False)
+        assert (unpinned["status"], unpinned["refusal"]) == ("ready", None)
+    with start() as (_, client):
         assert status_of(client, "topics") == "ready"
 
 
@@ -715,3 +806,21 @@ def test_a_file_that_lists_adapters_is_followed(start: Start, made: Path, served
         ask(client, "one", status=404)
     with start(**listed) as (_, client):
         ask(client, "two")
+
+
+def test_a_list_may_name_a_revision_of_a_model_on_a_hub(
+    start: Start, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--acme--topics"
+    shutil.copytree(made / "v0", cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    adapters = {"tagged": "hf:acme/topics@v1", "exact": f"hf:acme/topics@{commit}"}
+    (tmp_path / "adapters.json").write_text(json.dumps({"schema": 1, "adapters": adapters}))
+    with start(adapters=str(tmp_path / "adapters.json"), state=str(tmp_path / "state")) as (_, client):
+        for name in adapters:
+            ask(client, name)
+            [version] = client.get(f"/v1/adapters/{name}").json()["versions"]
+            assert version["source"] == f"hf:acme/topics@{commit}"

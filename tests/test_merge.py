@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from server.manifest import Manifest
 from server.methods import methods
+from tests.corpora import write_attributes
 from tests.seeded import NAMES, make_adapter, peft_configs
 from training import adapter_reader, command, merging
 from training.model import PooledClassifier
@@ -137,6 +141,32 @@ def test_rows_are_compared_on_under_whatever_name_their_columns_have(
     assert "--text-column" in capsys.readouterr().err
     assert merge(*asked, "--text-column", "said") == 0
     assert "of 2 texts" in capsys.readouterr().out
+
+
+def test_what_several_labels_need_to_be_read_goes_along(
+    base_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("epochs = 1\nmax_length = 32\n")
+    data, adapter = write_attributes(tmp_path), tmp_path / "adapter"
+    flags = ("--base", base_folders["bert"], "--recipe", recipe, "--problem-type", "multi_label")
+    columns = ("--data", data, "--label-column", "labels")
+    asked = ["run", *columns, "--method", "lora", *flags, "--output", adapter, "--quiet"]
+    assert command.main([*map(str, asked)]) == 0
+    manifest = json.loads((adapter / "adapter.json").read_text())
+    (adapter / "adapter.json").write_text(json.dumps(manifest | {"threshold": 0.2}))
+    capsys.readouterr()
+    assert merge(adapter, *columns, "--base", base_folders["bert"], "--output", tmp_path / "merged") == 0
+    assert "same labels                      60 of 60 texts" in capsys.readouterr().out
+    assert "counts from a score of 0.2 on" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_labels_are_compared_one_by_one() -> None:
+    adapter, merged = np.array([[2.0, -3.0], [2.0, 0.1], [0.0, 0.0]]), np.array([[1.0, -2.0], [2.0, -0.1], [0.0, 0.0]])
+    manifest = Manifest("lora", ("a", "b"), "multi_label", 32, "mean", 1.0, "base", "", "")
+    assert merging.compare(manifest, adapter, merged).num_same == 2
+    assert merging.compare(replace(manifest, problem_type="single_label"), adapter, merged).num_same == 3
+    assert merging.compare(replace(manifest, problem_type="regression"), adapter, merged).num_same is None
 
 
 def test_probes_are_the_same_each_time_and_leave_an_id_for_padding(

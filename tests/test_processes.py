@@ -40,11 +40,11 @@ from server.errors import (
     Overloaded,
     QuotaExceeded,
 )
-from server.exchange import Exchange
+from server.exchange import AGAIN_S, Exchange
 from server.fronts import Fronts
 from server.jobs import Job
 from server.link import Link
-from server.messages import Hello
+from server.messages import Hello, Returned
 from server.processes import EARLY_S, Child
 from server.quotas import Accounts
 from server.record import Target
@@ -56,7 +56,7 @@ from tests.serving import make_adapters, settings_for, until
 LIMIT_S = 120
 NUM_HTTP = 2
 RETRY_S = 0.2
-ACME = Caller("key", "acme", limits=Limits(requests_per_minute=3, max_waiting=2))
+ACME = Caller("key", "acme", limits=Limits(requests_per_minute=3, tokens_per_minute=10, max_waiting=2))
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,12 @@ def test_a_tenant_has_one_account_wherever_they_ask(wired: Wired) -> None:
         with pytest.raises(QuotaExceeded) as raised:
             await second.count_request(ACME, 1)
         assert raised.value.retry_after_s == 20
+        await first.count_tokens(ACME, 10)
+        first.give_back_tokens(ACME, 10)
+        first.give_back_tokens(Caller("operator"), 10)
+        await first.count_tokens(ACME, 10)  # it comes behind what was given back
+        with pytest.raises(QuotaExceeded):
+            await second.count_tokens(ACME, 10)
         async with first.in_flight(ACME, 1), second.in_flight(ACME, 1):
             with pytest.raises(QuotaExceeded, match="may have 2 texts in flight, not 2 and 1 more"):
                 async with second.in_flight(ACME, 1):
@@ -272,6 +278,28 @@ def test_a_process_ends_although_the_engine_it_has_found_again_never_greets_it(w
             closing.start()
             closing.join(LIMIT_S)
             assert not closing.is_alive()
+
+
+def test_what_cannot_be_sent_ends_the_link_and_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    ends = [Link(one) for one in socket.socketpair()]
+    ends[0].send(Returned(1, threading.Lock()))
+    assert list(ends[1].read()) == []
+    for one in ends:
+        one.close()
+    assert json.loads(capfd.readouterr().err)["event"] == "link_crashed"
+
+
+def test_links_that_end_before_they_are_greeted_are_made_again_after_a_pause(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "engine"))
+        listener.listen()
+        exchange = Exchange(tmp_path / "engine", lambda message: None)
+        threading.Thread(target=exchange.start, daemon=True).start()
+        began = time.monotonic()
+        for _ in range(4):
+            listener.accept()[0].close()
+        assert time.monotonic() - began >= 3 * AGAIN_S
+    exchange.close()
 
 
 def test_an_http_process_whose_engine_has_another_base_model_now_asks_to_be_started_again(wired: Wired) -> None:

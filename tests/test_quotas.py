@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,21 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.base_model import BaseModel
 from server.callers import ANYBODY, Caller, Limits
-from server.errors import QuotaExceeded, TooManyInputs
+from server.errors import (
+    AdaptermuxError,
+    AdapterNotFound,
+    EngineStopped,
+    LoadFailed,
+    Overloaded,
+    QuotaExceeded,
+    TooManyInputs,
+)
 from server.gate import Gate
+from server.jobs import Answer, Job
 from server.keys import CHECK_EVERY_S, Keys
 from server.metrics import Metrics
 from server.quotas import OwnAccounts, Quotas
+from server.routes import batch
 from server.service import Service
 from tests.serving import Clock, bearer, entry, make_adapters, settings_for, until, write_keys
 
@@ -77,6 +88,21 @@ def test_what_is_larger_than_a_minutes_worth_is_let_in_when_the_account_is_full_
     assert raised.value.retry_after_s == 121
     clock.now += 121
     quotas.count_tokens(caller, 1)
+
+
+def test_tokens_that_are_given_back_may_be_taken_again_and_fill_no_account_beyond_a_minutes_worth(
+    quotas: Quotas, clock: Clock
+) -> None:
+    caller = tenant(tokens_per_minute=60)
+    quotas.count_tokens(caller, 180)
+    quotas.give_back_tokens(caller, 180)
+    quotas.count_tokens(caller, 60)
+    clock.now += 60
+    quotas.give_back_tokens(caller, 60)
+    quotas.count_tokens(caller, 60)
+    with pytest.raises(QuotaExceeded):
+        quotas.count_tokens(caller, 1)
+    quotas.give_back_tokens(ANYBODY, 1)
 
 
 def test_tenants_do_not_share_an_account_and_operators_have_none(quotas: Quotas) -> None:
@@ -225,6 +251,56 @@ def test_a_tenant_over_its_quota_is_429_until_retry_after_and_others_are_answere
     assert refused(client) == before + 1
     clock.now += retry_after_s
     assert ask(client, ACME, num_texts).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("full"),
+        EngineStopped("it has stopped"),
+        LoadFailed("no room"),
+        AdapterNotFound("it was removed"),  # of which there are several attempts
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_texts_that_were_not_classified_cost_no_tokens(
+    client: TestClient,
+    tmp_path: Path,
+    clock: Clock,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    error: AdaptermuxError,
+) -> None:
+    write_limits(tmp_path / "keys.json", tokens_per_minute=8)
+    clock.now += CHECK_EVERY_S
+
+    def refuse(job: Job) -> Future[Answer]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.engine, "submit", refuse)
+        for _ in range(3):
+            assert ask(client, ACME).status_code == error.status
+    assert [ask(client, ACME).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_line_that_waits_for_room_pays_for_its_tokens_once(
+    client: TestClient, tmp_path: Path, clock: Clock, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_limits(tmp_path / "keys.json", tokens_per_minute=8)
+    clock.now += CHECK_EVERY_S
+    submit, full = service.engine.submit, [Overloaded("full")]
+
+    def crowded(job: Job) -> Future[Answer]:
+        if full:
+            raise full.pop()
+        return submit(job)
+
+    monkeypatch.setattr(service.engine, "submit", crowded)
+    line = {"adapter_id": "one", "inputs": "word1 word2"}
+    response = client.post(batch.PATH, content=json.dumps(line), headers=bearer(ACME))
+    assert "predictions" in response.json()
+    assert [ask(client, ACME).status_code for _ in range(2)] == [200, 429]
 
 
 def refused(client: TestClient) -> float:

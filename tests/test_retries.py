@@ -132,10 +132,14 @@ def test_an_adapter_that_failed_is_kept_apart_until_it_is_answered_again() -> No
     assert failures(retries.run(batch)) == {1, 3}
     assert sorted(device.passes) == ["ac", "bb"]  # nobody pays for it a second time
     device.bad.clear()
-    assert failures(retries.run(batch)) == set()
+    outcome = retries.run(batch)
+    assert failures(outcome) == set()
+    assert (outcome.num_passes, outcome.num_splits, outcome.went_well) == (2, 0, False)
     device.passes.clear()
-    assert failures(retries.run(batch)) == set()
+    outcome = retries.run(batch)
+    assert failures(outcome) == set()
     assert device.passes == ["abbc"]
+    assert outcome.went_well
 
 
 def test_a_device_that_has_failed_is_not_asked_again(capsys: pytest.CaptureFixture[str]) -> None:

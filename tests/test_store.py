@@ -236,7 +236,7 @@ def test_damaged_weights_fail_those_who_wait_and_are_reported(bert_base: BaseMod
     assert store.stats().resident_bytes == 0
 
 
-@pytest.mark.parametrize("fault", ["cut", "grown", "gone"])
+@pytest.mark.parametrize("fault", ["cut", "grown", "folder"])
 def test_a_file_that_changed_on_disk_is_not_served(
     bert_base: BaseModel, root: Path, tmp_path: Path, fault: str
 ) -> None:
@@ -244,12 +244,29 @@ def test_a_file_that_changed_on_disk_is_not_served(
     folder = adapter_folder.read(tmp_path, "a0", bert_base)
     weights = tmp_path / "a0" / "adapter_model.safetensors"
     data = weights.read_bytes()
-    if fault == "gone":
+    if fault == "folder":
         weights.unlink()
+        weights.mkdir()
     else:
         weights.write_bytes(data[:-100] if fault == "cut" else data + b"x")
     with pytest.raises(AdapterDamaged, match="adapter_model"):
         Store(bert_base).load(folder)
+
+
+@pytest.mark.parametrize("gone", ["a0/adapter_model.safetensors", "a0", "."])
+def test_a_file_that_is_gone_may_be_there_again(bert_base: BaseModel, root: Path, tmp_path: Path, gone: str) -> None:
+    place = tmp_path / "adapters"
+    shutil.copytree(root / "a0", place / "a0")
+    failed: list[AdapterRefused] = []
+    store = Store(bert_base, on_failed=lambda _, error: failed.append(error))
+    folder = adapter_folder.read(place, "a0", bert_base)
+    (place / gone).rename(tmp_path / "away")
+    with pytest.raises(LoadFailed, match="No such file") as raised:
+        store.load(folder)
+    assert str(tmp_path) not in str(raised.value)
+    (tmp_path / "away").rename(place / gone)
+    store.load(folder)
+    assert not failed
 
 
 def test_memory_that_runs_out_while_loading_is_told_and_may_be_tried_again(
@@ -457,7 +474,7 @@ def test_a_shortage_that_passes_refuses_nothing_for_good(
 def test_a_listener_that_raises_keeps_nobody_waiting(bert_base: BaseModel, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "a0", tmp_path / "a0")
     folder = adapter_folder.read(tmp_path, "a0", bert_base)
-    (tmp_path / "a0" / "adapter_model.safetensors").unlink()
+    (tmp_path / "a0" / "adapter_model.safetensors").write_bytes(b"")
 
     def listen(*_: object) -> None:
         raise OSError("disk full")
@@ -465,7 +482,7 @@ def test_a_listener_that_raises_keeps_nobody_waiting(bert_base: BaseModel, root:
     store = Store(bert_base, on_failed=listen)
     store.register(folder)
     for _ in range(2):
-        with pytest.raises(AdapterDamaged, match="gone"):
+        with pytest.raises(AdapterDamaged, match="replaced"):
             ask(store, folder).result(WAIT_S)
     assert store.stats().resident_bytes == 0
     store.close()

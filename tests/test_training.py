@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -338,8 +339,14 @@ def test_the_code_on_the_model_card_runs(
     assert isinstance(names["model"], PeftModel)
 
 
-def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
-    base_folders: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(
+    is_cut: bool,
+    base_folders: dict[str, Path],
+    corpus: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transformers import Trainer
 
@@ -355,12 +362,20 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
             raise KeyboardInterrupt
         return steps(self, *args, **kwargs)
 
+    work = tmp_path / "work"
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", interrupt)
-        assert run("--output", tmp_path / "part", *arguments, "--work-dir", tmp_path / "work") == 130
+        assert run("--output", tmp_path / "part", *arguments, "--work-dir", work) == 130
     assert not (tmp_path / "part").exists()
+    if is_cut:  # a disk that is full, or a kill: a checkpoint of which not all was written
+        last = max(int(place.name.rpartition("-")[2]) for place in work.glob("checkpoint-*"))
+        cut = shutil.copytree(work / f"checkpoint-{last}", work / f"checkpoint-{last + 1}")
+        state = cut / "trainer_state.json"
+        state.write_text(state.read_text()[:100])
+        shutil.copytree(cut, work / f"checkpoint-{last + 2}", ignore=shutil.ignore_patterns("trainer_state.json"))
     part = trained(tmp_path / "part", *arguments, "--work-dir", tmp_path / "work")
     assert part.weights_sha256 == whole.weights_sha256
+    assert done < 36  # 6 passes of 9 batches in all, more than 3 of them before
 
 
 @pytest.mark.parametrize(
@@ -371,6 +386,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(
         ({"--method": "lorra"}, 2, "lora"),
         ({"--base": "./nowhere"}, 1, "nowhere"),
         ({"--train-rows": 0}, 2, "--train-rows"),
+        ({"--seed": -1}, 2, "--seed is -1"),
         ({"--problem-type": "regression"}, 1, "row 1: `label` is 'animals', not a finite number"),
         ({"--train-rows": 10_000}, 1, "10000"),
         ({"--text-column": "txet"}, 1, "did you mean `text`"),
@@ -411,6 +427,9 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(
     assert run("--output", tmp_path / "b", *arguments, "--work-dir", tmp_path / "work", "--seed", 7) == 2
     assert "another seed" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+    (tmp_path / "work" / "run.json").write_text("{")
+    assert run("--output", tmp_path / "b", *arguments, "--work-dir", tmp_path / "work") == 2
+    assert "run.json` is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -104,6 +104,7 @@ def test_the_request_id_is_given_back(server: Wired) -> None:
         ({"model": "reviews", "input": [True]}, 400, "input[0]", "a boolean"),
         ({"model": "reviews", "input": [2, 600, 3]}, 400, "input", "token id 600; the base model has 0 to 596"),
         ({"model": "reviews", "input": [2] * 13}, 400, "input", "takes 12"),
+        ({"model": "reviews", "input": [2] * 10_001}, 400, "input", "takes 12"),
         ({"model": "reviews", "input": ["word1"] * (MAX_INPUTS + 1)}, 400, "inputs", str(MAX_INPUTS)),
         ({"model": "reviews", "input": "word1", "truncate_prompt_tokens": 2}, 400, "input", "nothing is left"),
         ({"model": "reviews", "input": "word1", "truncate_prompt_tokens": 0}, 400, "input", "nothing is left"),

@@ -23,7 +23,7 @@ from server.methods import Method, method_named
 from training import baselines, metrics
 from training.data import Splits, load
 from training.fit import Work, fit, true_answers
-from training.floor import Predict, fit_words
+from training.floor import USUAL_STRENGTH, Predict, fit_words
 from training.grid_plan import STRENGTH, Cell
 from training.metrics import Values
 from training.peak_memory import peak_memory_bytes
@@ -115,6 +115,8 @@ def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Mad
     """One that trains nothing of the base. Raises DataError where it cannot be fitted."""
     began, began_cpu = time.perf_counter(), time.process_time()
     settings, num_parameters = dict(cell.settings), 0
+    if cell.method != MAJORITY:
+        settings.setdefault(STRENGTH, USUAL_STRENGTH)
     try:
         if cell.method == MAJORITY:
             predict = baselines.fit_majority(splits)

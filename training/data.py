@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 import reprlib
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from server.errors import DataError
 from server.manifest import MAX_LABELS, ProblemType
 from training import sources
+from training.grouping import grouped
 from training.sources import Columns, Record, Source
 
 SEPARATOR = "|"
@@ -77,7 +77,7 @@ def load(
     validation_rows: int | None = None,
     test_rows: int | None = None,
 ) -> Splits:
-    """Read a data set and cut what is missing, the same for the same seed. Raises DataError.
+    """Read a data set and cut what is missing, the same for the same seed and no text on both sides. Raises DataError.
 
     spec: a folder with train.csv (or .jsonl) and, if there are any, validation.csv and test.csv; one
     file; or `hub:name` or `hub:name/config`, whose rows without a label are left out. train_rows: keep that many
@@ -103,7 +103,7 @@ def load(
     if validation is None:
         wanted = train_rows or len(rest)
         cut = validation_rows or min(MAX_VALIDATION_ROWS, max(len(labels), wanted // 8))
-        validation, rest = take(rest, cut, rng)
+        validation, rest = _take_texts(rest, cut, rng)
     elif validation_rows is not None:
         validation, _ = take(validation, validation_rows, rng)
     if train_rows is not None:
@@ -164,12 +164,10 @@ def take(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row]
 
     Several labels count together as one; numbers are put into tenths by rank.
     """
-    by_label: dict[Any, list[Row]] = defaultdict(list)
-    for stratum, row in zip(_strata(rows), rows, strict=True):
-        by_label[stratum].append(row)
+    by_label = grouped(zip(_strata(rows), rows, strict=True), lambda pair: pair[0])
     placed: list[tuple[float, Row]] = []
     for label in sorted(by_label):
-        group = by_label[label]
+        group = [row for _, row in by_label[label]]
         rng.shuffle(group)
         # evenly spread positions: the first k rows of the merged list hold every label's share of k
         placed += [((index + rng.random()) / len(group), row) for index, row in enumerate(group)]
@@ -182,7 +180,21 @@ def take(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row]
 
 def _cut_test(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Test rows and the others, whatever the run's seed: runs that are compared are measured on the same rows."""
-    return take(rows, round(len(rows) * TEST_SHARE), random.Random(0))
+    return _take_texts(rows, round(len(rows) * TEST_SHARE), random.Random(0))
+
+
+def _take_texts(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """As `take`, but rows of the same text stay together, so that none is learned and asked; then `count` is a goal."""
+    by_text = grouped(rows, lambda row: (row.text, row.text_pair))
+    if len(by_text) == len(rows):
+        return take(rows, count, rng)
+    firsts = [same[0] for same in by_text.values()]
+    taken, others = take(firsts, max(1, round(count * len(firsts) / len(rows))), rng)
+
+    def all_of(chosen: Sequence[Row]) -> list[Row]:
+        return [row for first in chosen for row in by_text[first.text, first.text_pair]]
+
+    return all_of(taken), all_of(others)
 
 
 def _strata(rows: Sequence[Row]) -> list[Any]:

@@ -28,6 +28,8 @@ class Rows:
 
         Raises DataError. A text of several lines passes, unless all of them end in a comma and a label.
         """
+        if not self.lines:
+            return
         known = {_bare(row[label]) for position, row in enumerate(self.rows) if position not in self.lines}
         column = self.names.index(label)
         for position, lines in self.lines.items():

@@ -25,11 +25,10 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from server import base_model
-from server.errors import TrainingFailed
+from server.errors import DataError, TrainingFailed
 from server.families import Family
 from server.heads import head_modules
 from server.manifest import ProblemType
@@ -37,8 +36,10 @@ from server.methods import Method
 from server.number_format import is_bfloat16_faster
 from server.tokenizer import Tokenizer
 from training import evaluation
+from training.checkpoints import last_checkpoint
 from training.data import Splits, targets
 from training.model import PooledClassifier, checkpoint_activations
+from training.prediction import logits_of
 from training.progress import Bar
 from training.recipe import Plan, Trainable
 from training.scale import Scale
@@ -80,6 +81,7 @@ class Fitted:
     train_s: float
     train_cpu_s: float
     trainer: Trainer
+    family: Family
     sets: Mapping[str, Texts]
 
     @property
@@ -93,11 +95,19 @@ class Fitted:
         return "bfloat16" if self.trainer.args.bf16 else "float32"
 
     def predict(self, split: str) -> NDArray[np.float64]:
-        """Logits of a split in the order of its rows [rows, labels]. Raises TrainingFailed if they are no numbers."""
+        """Logits of a split in the order of its rows [rows, labels], in float32 whatever it was trained in.
+
+        Raises TrainingFailed if they are no numbers.
+        """
         texts = self.sets[split]
-        found = np.asarray(self.trainer.predict(texts).predictions, dtype=np.float64)
-        if not bool(np.isfinite(found).all()):
-            raise TrainingFailed("the logits are not finite any more: training diverged; take a lower learning rate")
+        # half precision would round numbers in the data's own unit
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
+        try:
+            found = logits_of(model, self.family, texts.items)
+        except DataError as error:
+            raise TrainingFailed(
+                "the logits are not finite any more: training diverged; take a lower learning rate"
+            ) from error
         logits = np.empty_like(found)
         logits[texts.order] = found
         return logits
@@ -128,7 +138,7 @@ def fit(splits: Splits, folder: Path, method: Trainable, plan: Plan, seed: int, 
         num_parameters[in_head] += model.get_parameter(name).numel()
     trainer = _make_trainer(plan, model, family, splits.problem_type, sets, seed, work)
     began, began_cpu = time.perf_counter(), time.process_time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder)) if work.keeps_checkpoints else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work.folder) if work.keeps_checkpoints else None)
     train_s, train_cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
     if scale is not None:
         scale.fold(_last_layer(model, family))
@@ -142,6 +152,7 @@ def fit(splits: Splits, folder: Path, method: Trainable, plan: Plan, seed: int, 
         train_s=round(train_s, 3),
         train_cpu_s=round(train_cpu_s, 3),
         trainer=trainer,
+        family=family,
         sets=sets,
     )
 
@@ -250,7 +261,8 @@ def _make_trainer(
         train_sampling_strategy="group_by_length",
         logging_strategy="epoch",
         eval_strategy=measured,
-        eval_steps=1 / work.num_evaluations if work.num_evaluations else None,  # a share of all steps
+        # a share of all steps; 1.0 itself would be read as every step
+        eval_steps=min(1 / work.num_evaluations, 1 - 1e-9) if work.num_evaluations else None,
         save_strategy="epoch" if work.keeps_checkpoints else "no",
         save_total_limit=1,
         report_to=work.report_to,

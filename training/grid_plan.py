@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
@@ -18,7 +19,7 @@ from decision.rows import BASELINES, FULL, MAJORITY, PROBE, WORDS, TrainedRow
 from server.base_model import EMBEDDED_ID
 from server.errors import RecipeError
 from server.methods import method_named, methods
-from training.options import options_of
+from training.options import NUM_SEEDS, options_of
 from training.recipe import Recipe
 from training.sources import Columns
 
@@ -26,6 +27,7 @@ STRENGTH = "strength"
 """What is tuned of a logistic regression: C of scikit-learn."""
 RATES = ("learning_rate", "head_learning_rate")
 
+Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 Settings = tuple[tuple[str, float], ...]
 """Values of what is tuned, by name."""
 
@@ -90,8 +92,8 @@ class GridPlan(_Section):
     name: str
     base: str = EMBEDDED_ID
     train_rows: list[int] = Field(min_length=1)
-    final_seeds: list[int] = Field(min_length=1)
-    tuning_seeds: list[int] = Field(default_factory=list)
+    final_seeds: list[Seed] = Field(min_length=1)
+    tuning_seeds: list[Seed] = Field(default_factory=list)
     """Of the trials; none of them is a final one."""
     max_validation_rows: int = Field(250, ge=2)
     """Validation rows, of which there are never more than training rows."""

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from server.errors import MethodUnsupported, TrainingFailed
 from server.manifest import Manifest
-from training import whole_folder
+from training import evaluation, whole_folder
 from training.adapter_reader import TrainedAdapter
+from training.evaluation import Calibration
 from training.model import PooledClassifier
 from training.prediction import Item, logits_of
 
@@ -31,12 +32,15 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far the merged model is from the adapter. largest: logit of either, without its sign."""
+    """How far the merged model is from the adapter.
+
+    largest: logit of either, without its sign. num_same: texts with the same labels; None where answers are numbers.
+    """
 
     num_texts: int
     difference: float
     largest: float
-    num_same: int
+    num_same: int | None
 
     def holds(self, tolerance: float) -> bool:
         """Whether logits differ by no more than the tolerance, which grows with logits beyond 1."""
@@ -76,7 +80,7 @@ def merge(
             if (adapter.base_folder / name).is_file():
                 shutil.copyfile(adapter.base_folder / name, place / name)
         again = PooledClassifier.load(str(place), len(manifest.labels), manifest.pooling, manifest.problem_type)
-        parity = _compare(wanted, logits_of(again, adapter.family, texts, show_progress))
+        parity = compare(manifest, wanted, logits_of(again, adapter.family, texts, show_progress))
         if not parity.holds(tolerance):
             raise TrainingFailed(
                 f"merged, `{adapter.name}` answers otherwise: logits differ by up to {parity.difference:.2g} on "
@@ -114,16 +118,18 @@ def _put_head(model: PeftModel) -> None:
         setattr(base.get_submodule(parent), last, wrapper.modules_to_save[wrapper.active_adapters[0]])
 
 
-def _compare(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> Parity:
-    def answers(logits: NDArray[np.float64]) -> NDArray[np.int64]:
-        chosen: NDArray[np.int64] = logits.argmax(1)
-        return chosen
-
+def compare(manifest: Manifest, wanted: NDArray[np.float64], found: NDArray[np.float64]) -> Parity:
+    """The adapter's logits and the merged model's [texts, labels]."""
+    num_same: int | None = None
+    if manifest.problem_type != "regression":
+        calibration = Calibration(manifest.temperature, manifest.threshold)
+        first, second = (evaluation.decide(manifest.problem_type, logits, calibration) for logits in (wanted, found))
+        num_same = int((first == second).reshape(len(wanted), -1).all(1).sum())
     return Parity(
         num_texts=len(wanted),
         difference=float(np.abs(wanted - found).max()),
         largest=float(np.abs(wanted).max()),
-        num_same=int((answers(wanted) == answers(found)).sum()),
+        num_same=num_same,
     )
 
 
@@ -137,6 +143,8 @@ def _card(manifest: Manifest, adapter: str, name: str, parity: Parity) -> str:
             "these files and pool\notherwise, so its answers would be wrong; load it with adaptermux's class:"
         )
     after = "" if manifest.problem_type == "regression" else f"Divide logits by {manifest.temperature:g} for scores. "
+    if manifest.problem_type == "multi_label":
+        after += f"A label counts from a score of {manifest.threshold:g} on. "
     return f"""# {name}
 
 Adapter `{adapter}` ({manifest.method}, weights sha256 `{manifest.weights_sha256[:12]}`) merged into

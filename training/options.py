@@ -11,6 +11,8 @@ from typing import Protocol
 from server.errors import RecipeError
 
 DEFAULT_MAX_LENGTH = 512
+NUM_SEEDS = 2**32
+"""What numpy takes."""
 
 
 class HasOptions(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,10 +15,9 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from server import __version__, base_model
-from server.errors import RecipeError
 from server.manifest import Manifest, Metric, TrainingFacts
 from server.methods import Method, method_named
-from training import adapter_writer, evaluation
+from training import adapter_writer, checkpoints, evaluation
 from training.data import Asked, Splits, load
 from training.evaluation import Calibration
 from training.fit import Fitted, Work, fit, true_answers
@@ -140,16 +138,7 @@ def _claim(work: Path, method: Method[Any], plan: Plan, splits: Splits, seed: in
         "rows_sha256": rows,
         "base_fingerprint": fingerprint,
     }
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "run.json"
-    if path.exists():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in identity if held.get(name) != identity[name]]
-        if different:
-            raise RecipeError(
-                f"`{work}` holds the checkpoints of a run with another {different[0]}; take another --work-dir"
-            )
-    path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    checkpoints.claim(work, identity)
 
 
 def _measure(fitted: Fitted, splits: Splits) -> tuple[dict[str, Metric], Calibration]:

@@ -103,6 +103,6 @@ capabilities: {drop: [ALL]}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}{{ fail (printf "autoscaling.minReplicas is %d, it must be at most autoscaling.maxReplicas (%d)" (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}{{ end }}
 {{- if and .Values.autoscaling.enabled (not .Values.autoscaling.queueMs) (not .Values.autoscaling.tokensPerS) (not .Values.autoscaling.cpuPercent) }}{{ fail "autoscaling: queueMs, tokensPerS and cpuPercent are all 0, one of them must say when to scale" }}{{ end }}
 {{- if and .Values.auth.secret .Values.serviceMonitor.enabled (not .Values.serviceMonitor.key.secret) }}{{ fail "serviceMonitor.key.secret is empty: with auth.secret, Prometheus needs a key with the scope metrics" }}{{ end }}
-{{- if and .Values.auth.secret .Values.loadTest.enabled (not .Values.loadTest.key.secret) }}{{ fail "loadTest.key.secret is empty: with auth.secret, the load test needs a key with the scope classify" }}{{ end }}
+{{- if and .Values.auth.secret .Values.loadTest.enabled (not .Values.loadTest.key.secret) }}{{ fail "loadTest.key.secret is empty: with auth.secret, the load test needs a key with the scopes classify and metrics (behind the router, classify is enough)" }}{{ end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}{{ fail "httpRoute.parentRefs is empty: it must name a Gateway" }}{{ end }}
 {{- end }}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -114,9 +114,9 @@ class _Stream(Response):
         """
         try:
             async for line in _lines(self._request):
-                await answers.put(asyncio.create_task(_answer(self._visit, line)))
+                await _start(_answer(self._visit, line), answers)
         except BodyTooSlow as error:
-            await answers.put(asyncio.create_task(_refusal(error)))
+            await _start(_refusal(error), answers)
             await answers.put(None)
             return
         await answers.put(None)
@@ -170,6 +170,16 @@ async def _lines(request: Request) -> AsyncIterator[_Line]:
             rest, is_too_long = b"", True
     if is_too_long or rest.strip():
         yield _Line(number + 1, None if is_too_long else rest)
+
+
+async def _start(answer: Coroutine[None, None, bytes], answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
+    """Start an answer and line it up, once there is room; who is cancelled meanwhile leaves nothing running."""
+    task = asyncio.create_task(answer)
+    try:
+        await answers.put(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
 
 
 async def _answer(visit: Visit, line: _Line) -> bytes:

@@ -236,11 +236,9 @@ def _adapter(model: str | None, visit: Visit) -> str:
 
 def _questions(value: object) -> list[Question]:
     """The texts. Raises InvalidInput."""
-    if not isinstance(value, list):
+    if not isinstance(value, list) or (value and type(value[0]) is int):
         return [_question("input", value)]
     check_count("input", value)
-    if type(value[0]) is int:
-        return [_question("input", value)]
     return [_question(f"input[{index}]", one) for index, one in enumerate(value)]
 
 

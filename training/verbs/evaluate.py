@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ from server.manifest import PROBLEM_TYPES
 from training.verbs.run import add_column_flags, columns_of
 
 if TYPE_CHECKING:
-    from training.adapter_reader import Told
+    from training.adapter_reader import Told, TrainedAdapter
     from training.measurement import Report
+    from training.sources import Columns
 
 HELP = "measure an adapter on a data set"
 DESCRIPTION = "Measure an adapter: figures with intervals, labels one by one, and how far its scores can be trusted."
@@ -61,6 +63,13 @@ def told(flags: argparse.Namespace) -> Told:
     return Told(flags.base, flags.labels, flags.problem_type)
 
 
+def columns_for(adapter: TrainedAdapter, flags: argparse.Namespace) -> Columns:
+    """What the flags say; numbers are looked for in the column that the adapter has learned."""
+    columns, manifest = columns_of(flags), adapter.manifest
+    has_learned = manifest.problem_type == "regression" and manifest.training is not None
+    return replace(columns, label=manifest.labels[0]) if has_learned and columns.label is None else columns
+
+
 def run(flags: argparse.Namespace) -> int:
     from training import adapter_reader, measurement, whole_folder
     from training.data import load_split
@@ -69,7 +78,7 @@ def run(flags: argparse.Namespace) -> int:
     if flags.output is not None:
         whole_folder.check_free(flags.output, flags.overwrite)
     adapter = adapter_reader.read(flags.adapter, told(flags))
-    data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns_of(flags))
+    data, rows = load_split(flags.data, flags.split, adapter.manifest.problem_type, columns_for(adapter, flags))
     measurement.check_labels(rows, adapter.manifest, data)
     logits = logits_of(adapter.model, adapter.family, encode(adapter, rows), not flags.quiet)
     measured = measurement.measure(adapter, data, rows, logits)

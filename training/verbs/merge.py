@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from server.errors import RecipeError
-from training.verbs.evaluate import add_told_flags, told
-from training.verbs.run import add_column_flags, columns_of
+from training.verbs.evaluate import add_told_flags, columns_for, told
+from training.verbs.run import add_column_flags
 
 HELP = "fold an adapter into its base model"
 DESCRIPTION = (
@@ -50,14 +50,15 @@ def run(flags: argparse.Namespace) -> int:
     if flags.data is None:
         texts = merging.probes(adapter)
     else:
-        _, rows = load_split(flags.data, None, adapter.manifest.problem_type, columns_of(flags))
+        _, rows = load_split(flags.data, None, adapter.manifest.problem_type, columns_for(adapter, flags))
         texts = encode(adapter, rows[:MAX_ROWS])
     parity = merging.merge(adapter, texts, flags.output, flags.tolerance, not flags.quiet)
     print(
         f"{flags.output}: {adapter.name} in {adapter.manifest.base_name}\n"
-        f"  largest difference of logits     {parity.difference:.2g}  (of up to {parity.largest:.3g})\n"
-        f"  same largest logit               {parity.num_same} of {parity.num_texts} texts"
+        f"  largest difference of logits     {parity.difference:.2g}  (of up to {parity.largest:.3g})"
     )
+    if parity.num_same is not None:
+        print(f"  same labels                      {parity.num_same} of {parity.num_texts} texts")
     for note in adapter.notes:
         print(f"note: {note}")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from server.errors import RecipeError
 from server.manifest import PROBLEM_TYPES
+from training.options import NUM_SEEDS
 
 if TYPE_CHECKING:
     from training.run import Outcome
@@ -106,6 +107,8 @@ def memory_settings(flags: argparse.Namespace) -> dict[str, object]:
 def run(flags: argparse.Namespace) -> int:
     if flags.train_rows is not None and flags.train_rows < 1:
         raise RecipeError(f"--train-rows is {flags.train_rows}, it must be at least 1")
+    if not 0 <= flags.seed < NUM_SEEDS:
+        raise RecipeError(f"--seed is {flags.seed}, it must be 0 to {NUM_SEEDS - 1}")
     from training import trackers
     from training.recipe import Recipe, read_recipe
     from training.run import Run, train

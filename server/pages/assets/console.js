@@ -9,6 +9,10 @@ import { Table } from "./table.js";
 
 const METRICS_MS = 5_000;
 const LIST_MS = 30_000;
+const UNMEASURED = new Map([
+  [403, "to keys with the scope metrics, which this one has not"],
+  [404, "by each replica for itself, not through the router in front"],
+]);
 
 const at = (id) => document.getElementById(id);
 const [picker, table, live] = [new Picker(), new Table(), new Live()];
@@ -92,10 +96,11 @@ async function measure() {
   try {
     text = await getText("metrics");
   } catch (problem) {
-    if (problem.status !== 403) throw problem;
+    const why = UNMEASURED.get(problem.status);
+    if (!why) throw problem;
     mayMeasure = false;
-    table.updateTraffic(null);
-    live.refuse("Throughput and latency are shown to keys with the scope metrics, which this one has not.");
+    table.updateTraffic(null, why);
+    live.refuse(`Throughput and latency are shown ${why}.`);
     return;
   }
   const { traffic, isAlive, isStalled } = live.update(text);

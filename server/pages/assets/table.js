@@ -20,6 +20,7 @@ const COLUMNS = [
 export class Table {
   #adapters = [];
   #traffic = null;
+  #why = "to keys with the scope metrics";
   #cells = new Map();
   #sort = { column: 0, isDescending: false };
   #search = document.getElementById("table-search");
@@ -44,9 +45,10 @@ export class Table {
     this.#show();
   }
 
-  // traffic: id -> {asked, failed}; null: this key may not know. Only numbers change: nobody loses their place.
-  updateTraffic(traffic) {
+  // traffic: id -> {asked, failed}; null: not known here, why says to whom it is. Only numbers change: nobody loses their place.
+  updateTraffic(traffic, why = this.#why) {
     this.#traffic = traffic;
+    this.#why = why;
     for (const [adapterId, cell] of this.#cells) cell.replaceChildren(...this.#requests(adapterId));
     this.#tell();
   }
@@ -116,7 +118,7 @@ export class Table {
   #tell(numFound = this.#cells.size) {
     const notes = [];
     if (numFound > MOST_SHOWN) notes.push(`The first ${MOST_SHOWN} are shown; search or filter to see others.`);
-    if (!this.#traffic) notes.push("Requests are shown to keys with the scope metrics.");
+    if (!this.#traffic) notes.push(`Requests are shown ${this.#why}.`);
     else notes.push("Requests: since the server's start.");
     const others = this.#traffic?.get("other")?.asked;
     if (others && !this.#cells.has("other")) {
