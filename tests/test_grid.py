@@ -457,8 +457,9 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
         read_trained(path)
 
 
+@pytest.mark.parametrize("is_seen_first", [False, True], ids=["while-others-run", "before-the-next-cell-is-given"])
 def test_a_worker_that_dies_costs_nothing_that_is_finished(
-    plan: GridPlan, data_root: Path, whole: Path, tmp_path: Path
+    plan: GridPlan, data_root: Path, whole: Path, tmp_path: Path, is_seen_first: bool
 ) -> None:
     results, workers = tmp_path / "quality.jsonl", Processes(2)
     killed: list[int] = []
@@ -467,6 +468,8 @@ def test_a_worker_that_dies_costs_nothing_that_is_finished(
         if not killed:
             killed.extend(workers._pool._processes or {})
             os.kill(killed[0], signal.SIGKILL)
+            while is_seen_first and not workers._pool._broken:
+                time.sleep(0.01)
 
     outcome = run_grid(plan, data_root, results, workers, "by hand", on_row=kill_once)
     assert killed

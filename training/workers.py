@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import threading
 import warnings
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from decision.provenance import num_cores
 from decision.rows import TrainedRow
@@ -52,12 +52,12 @@ class Processes:
         self._pool = self._start()
 
     def submit(self, cell: Cell, command: str) -> Future[TrainedRow]:
-        return self._pool.submit(run, cell, command)
+        return self._give(cell, command)
 
     def submit_alone(self, cell: Cell, command: str, folder: Path | None) -> Future[TrainedRow]:
         """Run a cell in a process that runs nothing else, so that memory and time are its own; write its adapter."""
         assert self.width == self._cells_per_process == 1, "a process takes other cells too; this is a bug"
-        return self._pool.submit(run, cell, command, True, folder)
+        return self._give(cell, command, True, folder)
 
     def has_given_up(self, error: BaseException) -> bool:
         return False  # how often a cell is tried is up to the caller
@@ -73,6 +73,14 @@ class Processes:
         for process in list((self._pool._processes or {}).values()):
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
+
+    def _give(self, *arguments: Any) -> Future[TrainedRow]:
+        try:
+            return self._pool.submit(run, *arguments)
+        except BrokenExecutor as error:  # a process has died since the last cell was given
+            future: Future[TrainedRow] = Future()
+            future.set_exception(error)
+            return future
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
