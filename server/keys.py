@@ -62,7 +62,7 @@ class TenantEntry(BaseModel):
     texts_per_minute: PositiveInt | None = None
     """Most texts a minute; a text for three adapters counts three times."""
     tokens_per_minute: PositiveInt | None = None
-    """Most tokens a minute, special tokens included."""
+    """Most tokens a minute, special tokens included. A text that there was no room for costs none."""
     max_waiting: PositiveInt | None = None
     """Most texts that are being classified at one time."""
 

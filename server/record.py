@@ -77,7 +77,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """`ready`, `failed`, or `update_failed`: an older version is served than the one that was to be."""
+        """`ready`, `failed`, or `update_failed`: an older version is served, or one whose pin finds no room."""
         if not self.alias or any(self.versions[target.version].refusal for target in self.alias):
             return "failed"
         return "ready" if self.refusal is None else "update_failed"

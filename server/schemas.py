@@ -263,7 +263,10 @@ class VersionEntry(BaseModel):
 
 
 class AdapterEntry(BaseModel):
-    """An adapter as listed: `ready`, `failed`, or `update_failed` (an older version is served), with the refusal."""
+    """An adapter as listed: `ready`, `failed`, or `update_failed`, with the refusal.
+
+    update_failed: an older version is served, or one whose pin finds no room.
+    """
 
     adapter_id: str
     status: Literal["ready", "failed", "update_failed"]
