@@ -143,6 +143,8 @@ class QualityRow(_TrainingRow):
     curve: list[tuple[int, float]]
     """Step and validation accuracy, some times during training."""
     predictions: Predictions
+    failure: str | None = None
+    """Why it has no answers of its own, where training diverged: those here are the commonest training label."""
 
 
 class Served(_Record):

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from decision.rows import QualityRow, RowsError, TrainedRow, TrialRow, Writer, quality, read_trained
-from server.errors import AdaptermuxError, RecipeError
+from decision.outcomes import has_collapsed
+from decision.rows import MAJORITY, QualityRow, RowsError, TrainedRow, TrialRow, Writer, quality, read_trained
+from server.errors import AdaptermuxError, RecipeError, TrainingFailed
 from server.families import family_of
 from server.methods import methods
 from tests import measured
@@ -309,6 +310,31 @@ def test_a_trial_that_diverges_counts_as_one_and_is_never_chosen(
     failed = [row for row in rows.values() if isinstance(row, TrialRow) and row.failure]
     assert [(row.validation_accuracy, row.validation_nll) for row in failed] == [(0, None)]
     assert group.choose(rows) == (("learning_rate", 1e-4),)
+
+
+def final_cell(plan: GridPlan, data_root: Path, method: str, settings: dict[str, float]) -> Cell:
+    group = next(one for one in groups(plan, data_root) if one.candidate.method == method)
+    return group.finals(tuple(settings.items()))[0]
+
+
+def test_a_final_run_that_diverges_counts_as_one_that_has_learned_nothing(plan: GridPlan, data_root: Path) -> None:
+    wild = run_cell(final_cell(plan, data_root, "full", {"learning_rate": 1e30}), "")
+    majority = run_cell(final_cell(plan, data_root, MAJORITY, {}), "")
+    assert isinstance(wild, QualityRow)
+    assert isinstance(majority, QualityRow)
+    assert wild.failure is not None
+    assert "diverged" in wild.failure
+    assert wild.predictions == majority.predictions
+    assert has_collapsed(wild.test_accuracy, majority.test_accuracy)
+    assert wild.num_adapter_parameters > 0
+    assert wild.num_steps > 0
+    assert QualityRow.model_validate_json(wild.model_dump_json()) == wild
+
+
+def test_an_adapter_that_diverged_is_not_written(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="diverged"):
+        run_cell(final_cell(plan, data_root, "lora", {"learning_rate": 1e30}), "", folder=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_one_seed_gives_every_candidate_the_same_rows_order_and_head(

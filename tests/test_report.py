@@ -126,6 +126,16 @@ def test_candidates_without_a_seed_in_common_are_not_compared(grid: list[Quality
     assert standing(cell, "lora-all-8").comparison is not None
 
 
+def test_a_run_that_diverged_is_named(grid: list[QualityRow | TrialRow]) -> None:
+    first = next(row for row in grid if isinstance(row, QualityRow))
+    rows = [row.model_copy(update={"failure": "training diverged"}) if row is first else row for row in grid]
+    summary = summarise(rows)
+    (sentence,) = summary.diverged
+    assert sentence == f"`{first.task}` with {first.train_rows:,} rows: `{first.candidate}`, seed {first.seed}"
+    assert sentence in report.render(summary, "", {})
+    assert "## Diverged" not in report.render(summarise(grid), "", {})
+
+
 def test_what_is_missing_is_said_and_nothing_fails(grid: list[QualityRow | TrialRow], tmp_path: Path) -> None:
     kept = [
         row

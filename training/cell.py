@@ -51,21 +51,27 @@ def run_cell(cell: Cell, command: str, is_alone: bool = False, folder: Path | No
     """Make the cell's classifier and measure it: a trial on validation rows only, a final run once on test.
 
     is_alone: the process has done nothing else, so that its memory is the cell's. folder: where to write the adapter,
-    none for baselines. Raises DataError, RecipeError, BaseModelError, and TrainingFailed if a final run diverged.
+    none for baselines. A final run that diverged counts: it answers the commonest training label, since a comparison
+    without it would make its method look better. Raises DataError, RecipeError, BaseModelError, and TrainingFailed
+    where an adapter that diverged was to be written.
     """
     splits = read_data(cell)
     with TemporaryDirectory() as scratch:
-        try:
-            made = _make(cell, splits, Path(scratch), folder)
-            logits = made.predict("validation")
-        except TrainingFailed as error:
-            if cell.is_final:
-                raise
-            return _diverged(cell, splits, command, str(error))
+        made = _make(cell, splits, Path(scratch), folder)
         if not cell.is_final:
-            return TrialRow(**_common(cell, made, splits, logits, command))
-        row = _measure(cell, made, splits, logits, command)
-        return row.model_copy(update={"peak_memory_bytes": made.peak_memory_bytes}) if is_alone else row
+            try:
+                return TrialRow(**_common(cell, made, splits, made.predict("validation"), command))
+            except TrainingFailed as error:
+                return _diverged(cell, splits, command, str(error))
+        failure = None
+        try:
+            validation, test = made.predict("validation"), made.predict("test")
+        except TrainingFailed as error:
+            constant, failure = baselines.fit_majority(splits), str(error)
+            validation, test = constant("validation"), constant("test")
+        row = _measure(cell, made, splits, validation, test, command)
+        peak = made.peak_memory_bytes if is_alone else None
+        return row.model_copy(update={"peak_memory_bytes": peak, "failure": failure})
 
 
 def read_data(cell: Cell) -> Splits:
@@ -140,18 +146,19 @@ def _make_baseline(cell: Cell, splits: Splits, folder: Path, plan: Plan) -> _Mad
     )
 
 
-def _measure(cell: Cell, made: _Made, splits: Splits, validation: Values, command: str) -> QualityRow:
-    truth, logits = true_answers(splits), made.predict("test")
+def _measure(cell: Cell, made: _Made, splits: Splits, validation: Values, test: Values, command: str) -> QualityRow:
+    """validation, test: logits of those rows [rows, labels]."""
+    truth = true_answers(splits)
     temperature = metrics.fit_temperature(validation, truth["validation"])
-    predicted: NDArray[np.int64] = logits.argmax(1)
+    predicted: NDArray[np.int64] = test.argmax(1)
     return QualityRow(
         **_common(cell, made, splits, validation, command),
         num_labels=len(splits.labels),
         is_pair=splits.train[0].text_pair is not None,
         test_accuracy=float((predicted == truth["test"]).mean()),
         test_macro_f1=metrics.macro_f1(truth["test"], predicted, len(splits.labels)).value,
-        test_ece=metrics.expected_calibration_error(_softmax(logits), truth["test"]),
-        test_ece_calibrated=metrics.expected_calibration_error(_softmax(logits / temperature), truth["test"]),
+        test_ece=metrics.expected_calibration_error(_softmax(test), truth["test"]),
+        test_ece_calibrated=metrics.expected_calibration_error(_softmax(test / temperature), truth["test"]),
         temperature=temperature,
         num_adapter_parameters=made.num_adapter_parameters,
         num_head_parameters=made.num_head_parameters,

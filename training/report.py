@@ -51,6 +51,12 @@ def render(summary: Summary, command: str, figures: dict[str, str]) -> str:
     if summary.missing:
         listed = "\n".join(f"- {sentence}" for sentence in summary.missing)
         parts.append(f"## Missing\n\nThese runs are not in the rows; nothing stands in for them.\n\n{listed}\n")
+    if summary.diverged:
+        listed = "\n".join(f"- {sentence}" for sentence in summary.diverged)
+        parts.append(
+            "## Diverged\n\nTraining of these runs ended in numbers that are not finite. They count as answering the "
+            f"commonest training label.\n\n{listed}\n"
+        )
     parts += [_across(found, command) for found in summary.across]
     parts += [_cell(cell, command) for cell in summary.cells]
     parts.append(_provenance(summary))

@@ -28,10 +28,6 @@ class Scale:
         """From the data's unit to that of training, which float32 can hold."""
         return ((numbers - self.centre) / self.size).astype(np.float32)
 
-    def restore(self, numbers: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Back to the data's unit."""
-        return numbers.astype(np.float64) * self.size + self.centre
-
     @torch.no_grad()
     def fold(self, layer: nn.Linear) -> None:
         """Make a layer that answers in the unit of training answer in the data's."""

@@ -24,6 +24,8 @@ class Summary:
     across: tuple[Across, ...]
     missing: tuple[str, ...]
     """What other cells have and one has not, a sentence each."""
+    diverged: tuple[str, ...]
+    """Final runs without answers of their own, a sentence each."""
     commits: tuple[str, ...]
     machines: tuple[str, ...]
     versions: tuple[str, ...]
@@ -64,6 +66,11 @@ def summarise(rows: Iterable[Row], reference: str | None = None, resamples: int 
             for size in sizes
         ),
         missing=tuple(_missing(places)),
+        diverged=tuple(
+            f"`{run.task}` with {run.train_rows:,} rows: `{run.candidate}`, seed {run.seed}"
+            for run in runs
+            if run.failure
+        ),
         commits=tuple(sorted({source.commit for source in sources})),
         machines=tuple(sorted({source.machine for source in sources})),
         versions=tuple(
