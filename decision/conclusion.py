@@ -130,7 +130,7 @@ def conclude_published(
     missing = [Gap(f"accuracy: it is taken from published work{needs}", chapter.command), *found.gaps]
     option = _option(candidate, found, None)
     if question.mean_tokens is None and found.capacity is not None:  # the workload that was measured has short texts
-        missing.append(Gap("latency for your texts", "adaptermux-decide ask ... --mean-tokens N"))
+        missing.append(Gap("latency for your texts", "adaptermux-decide ask --mean-tokens N"))
         option = option.model_copy(update={"texts_per_s": None, "p95_ms": None, "dtype": None, "cost": None})
     fails = found.status == "misses"
     return Answer(
