@@ -67,21 +67,23 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(
 
 
 def test_a_run_that_is_terminated_leaves_nothing_behind(base_folders: dict[str, Path], tmp_path: Path) -> None:
-    data, scratch = write_corpus(tmp_path), tmp_path / "scratch"
+    data, scratch, board = write_corpus(tmp_path), tmp_path / "scratch", tmp_path / "board"
     recipe = tmp_path / "long.toml"
     recipe.write_text("epochs = 100000\n")
     scratch.mkdir()
     words = ["run", "--data", data, "--method", "lora", "--base", base_folders["bert"], "--recipe", recipe]
+    words += ["--output", tmp_path / "made" / "topics", "--quiet", "--report-to", "tensorboard"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "training", *map(str, words), "--output", str(tmp_path / "made" / "topics"), "--quiet"],
-        env=os.environ | {"TMPDIR": str(scratch)},
+        [sys.executable, "-m", "training", *map(str, words)],
+        env=os.environ | {"TMPDIR": str(scratch), "TENSORBOARD_LOGGING_DIR": str(board)},
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + START_S
-    while process.poll() is None and not list(scratch.glob("tmp*")):
+    while process.poll() is None and not list(board.rglob("events*")):
         assert time.monotonic() < deadline, "it began no training"
         time.sleep(0.05)
+    assert list(scratch.glob("tmp*"))
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=START_S)
     assert (process.returncode, "Traceback" in said) == (130, False), said
