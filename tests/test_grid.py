@@ -331,6 +331,28 @@ def test_a_final_run_that_diverges_counts_as_one_that_has_learned_nothing(plan: 
     assert QualityRow.model_validate_json(wild.model_dump_json()) == wild
 
 
+def test_final_runs_that_diverge_are_told_of(
+    plan_file: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = tmp_path / "wild.toml"
+    wild.write_text(plan_file.read_text().replace("learning_rate = [1e-4, 1e-3]", "learning_rate = [1e30, 1e31]"))
+    flags = [
+        "--plan",
+        str(wild),
+        "--data-root",
+        str(data_root),
+        "--results",
+        str(tmp_path / "r.jsonl"),
+        "--workers",
+        "1",
+    ]
+    assert command.main(["grid", *flags, "--quiet"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("diverged, ")]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        f"task topics, train_rows 24, candidate whole, seed {seed}" for seed in (0, 1)
+    ]
+
+
 def test_an_adapter_that_diverged_is_not_written(plan: GridPlan, data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="diverged"):
         run_cell(final_cell(plan, data_root, "lora", {"learning_rate": 1e30}), "", folder=tmp_path / "adapter")

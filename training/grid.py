@@ -22,13 +22,14 @@ DIED = "its process died again and again; is there enough memory?"
 class Outcome:
     """What a call of `run_grid` did.
 
-    num_found: cells of the plan that were there; num_left: that could have been run next; failures: cells that could
-    not be run, and why.
+    num_found: cells of the plan that were there; num_left: that could have been run next; diverged: final runs that
+    were run, and have no answers of their own; failures: cells that could not be run, and why.
     """
 
     num_found: int = 0
     num_run: int = 0
     num_left: int = 0
+    diverged: list[Cell] = field(default_factory=list)
     failures: list[tuple[Cell, str]] = field(default_factory=list)
 
 
@@ -158,6 +159,8 @@ class _Run:
                 continue
             self._rows[cell.key] = row = future.result()
             self.outcome.num_run += 1
+            if cell.is_final and row.failure is not None:
+                self.outcome.diverged.append(cell)
             if not cell.is_final:
                 # a group's final runs come before the next group, so that what is finished is whole
                 self._waiting.extendleft((group, one) for one in reversed(self._after_trial(group)))

@@ -121,6 +121,7 @@ def _record(outcome: Outcome) -> dict[str, object]:
         "num_found": outcome.num_found,
         "num_run": outcome.num_run,
         "num_left": outcome.num_left,
+        "diverged": [_place(cell) for cell in outcome.diverged],
         "failures": [{**_place(cell), "reason": reason} for cell, reason in outcome.failures],
     }
 
@@ -129,10 +130,13 @@ def _report(outcome: Outcome, results: Path) -> str:
     lines = [f"{results}: {outcome.num_run:,} cells run, {outcome.num_found:,} were there"]
     if outcome.num_left:
         lines.append("the time was up; run the same command again for the rest")
-    for cell, reason in outcome.failures:
-        place = ", ".join(f"{name} {value}" for name, value in _place(cell).items())
-        lines.append(f"failed: {place}: {reason}")
+    lines += [f"diverged, counts as the commonest label: {_named(cell)}" for cell in outcome.diverged]
+    lines += [f"failed: {_named(cell)}: {reason}" for cell, reason in outcome.failures]
     return "\n".join(lines)
+
+
+def _named(cell: Cell) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _place(cell).items())
 
 
 def _place(cell: Cell) -> dict[str, object]:
